@@ -63,6 +63,29 @@ class GaussianMixture(nn.Module):
         return super()._apply(keep_precision, recurse)
 
 
+class ShortConvolution(nn.Module):
+    """Depthwise convolution with a residual path over the real tokens of a row; with zero weights it is absent."""
+
+    def __init__(self, channels: int, kernel_size: int, is_causal: bool):
+        super().__init__()
+        self.is_causal = is_causal
+        self.weight = nn.Parameter(torch.empty(channels, kernel_size))
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, tail: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `short_convolution`."""
+        return short_convolution(x, self.weight, self.is_causal, mask, tail)
+
+
+class ForgetGate(nn.Linear):
+    """One decay in (0, 1) per head and token. Its bias spreads the time scales of the heads at the start."""
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`[batch, N, hidden]` to log decays `[batch, heads, N]`, 0 at masked tokens."""
+        return log_forget_gate(super().forward(hidden_states), mask)
+
+
 class GaussianMixtureAttention(nn.Module):
     """
     Gaussian Mixture Attention (paper section 3): queries and keys become responsibilities over K components, values
@@ -86,10 +109,13 @@ class GaussianMixtureAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.widths[2])
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.mixture = GaussianMixture(config)
-        self.conv_weight = None
+        self.convolution = None
         if config.conv_kernel_size > 0:
-            self.conv_weight = nn.Parameter(torch.empty(sum(self.widths), config.conv_kernel_size))
-        self.forget_gate = nn.Linear(config.hidden_size, config.num_attention_heads) if config.forget_gate else None
+            self.convolution = ShortConvolution(sum(self.widths), config.conv_kernel_size, config.is_causal)
+        self.forget_gate = ForgetGate(config.hidden_size, config.num_attention_heads) if config.forget_gate else None
+        # Routing vectors of RMS 1, the scale of the means
+        self.q_proj.init_std = self.k_proj.init_std = config.hidden_size**-0.5
+        self.o_proj.init_std = config.residual_std
 
     def forward(
         self,
@@ -117,7 +143,7 @@ class GaussianMixtureAttention(nn.Module):
         key_gamma = self.mixture(keys, KEY, attention_mask)
         log_decay = None
         if self.forget_gate is not None:
-            log_decay = log_forget_gate(self.forget_gate(hidden_states), attention_mask)
+            log_decay = self.forget_gate(hidden_states, attention_mask)
 
         epsilon = self.config.read_epsilon
         weights = None
@@ -137,8 +163,8 @@ class GaussianMixtureAttention(nn.Module):
 
     def _project(self, hidden_states, mask, tail):
         projected = [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)]
-        if self.conv_weight is not None:
-            mixed, tail = short_convolution(torch.cat(projected, dim=-1), self.conv_weight, self.is_causal, mask, tail)
+        if self.convolution is not None:
+            mixed, tail = self.convolution(torch.cat(projected, dim=-1), mask, tail)
             projected = mixed.split(self.widths, dim=-1)
         heads = self.config.num_attention_heads
         return *(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected), tail
@@ -173,6 +199,7 @@ class SoftmaxAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj.init_std = config.residual_std
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """Configuration of the GMA model family."""
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -137,6 +138,12 @@ class GMAConfig(PreTrainedConfig):
         """Width of a head: of its values, and of queries and keys in softmax layers."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def residual_std(self) -> float:
+        """Initial standard deviation of what adds to the residual stream: in a pre-norm stack the stream grows with
+        the depth unless these projections start smaller (GPT-2)."""
+        return self.initializer_range / (math.sqrt(2 * self.num_hidden_layers) if self.norm_position == "pre" else 1)
+
     def _check_values(self) -> None:
         at_least_one = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
         at_least_one += ["num_components", "chunk_size", "max_position_embeddings"]
@@ -150,6 +157,11 @@ class GMAConfig(PreTrainedConfig):
         for name in ("type_vocab_size", "conv_kernel_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 (none) or more, but it is {getattr(self, name)}.")
+        if self.variance_floor * self.routing_temperature >= 1:
+            raise ValueError(
+                f"`variance_floor` must be less than the variance that `routing_temperature` starts with, "
+                f"{1 / self.routing_temperature}, but it is {self.variance_floor}."
+            )
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads`, but {self.hidden_size} is not a multiple "
@@ -188,14 +200,14 @@ class GMAConfig(PreTrainedConfig):
 
     @classmethod
     def gpt2_style(cls, **kwargs) -> "GMAConfig":
-        """A causal pre-norm stack with GPT-2's choices; `kwargs` are `GMAConfig` arguments and win over them."""
+        """A causal pre-norm stack with GPT-2's choices; `kwargs` are `GMAConfig` arguments and win."""
         choices = {"is_causal": True, "norm_position": "pre", "hidden_act": "gelu_new", "type_vocab_size": 0}
         choices |= {"vocab_size": 50257, "max_position_embeddings": 1024, "layer_norm_eps": 1e-5}
         return cls(**{**choices, **kwargs})
 
     @classmethod
     def bert_style(cls, **kwargs) -> "GMAConfig":
-        """A bidirectional post-norm stack with BERT's choices; `kwargs` are `GMAConfig` arguments and win over them."""
+        """A bidirectional post-norm stack with BERT's choices; `kwargs` are `GMAConfig` arguments and win."""
         choices = {"is_causal": False, "norm_position": "post", "hidden_act": "gelu", "type_vocab_size": 2}
         choices |= {"vocab_size": 30522, "max_position_embeddings": 512, "layer_norm_eps": 1e-12}
         choices |= {"pad_token_id": 0, "use_cache": False}

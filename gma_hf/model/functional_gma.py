@@ -109,7 +109,7 @@ def mix_causal(
     log_decay: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Token i reads what tokens j <= i wrote (paper 3.6), with `state_i = exp(log_decay_i) state_{i-1} + gammaK_i^T v'_i`.
+    Token i reads what tokens j <= i wrote (paper 3.6): `state_i = exp(log_decay_i) state_{i-1} + gammaK_i^T v'_i`.
 
     Args:
         query_gamma, key_gamma: responsibilities `[B, H, N, K]`; masked keys have zero rows.

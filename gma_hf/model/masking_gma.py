@@ -72,8 +72,8 @@ def check_mask_shape(attention_mask: torch.Tensor, batch: int, length: int, cach
     seen = int(cache.get_seq_length()) if cache is not None else 0
     if attention_mask.ndim == 2 and attention_mask.shape != (batch, seen + length):
         raise ValueError(
-            f"`attention_mask` must be of shape [{batch}, {seen + length}] (batch, tokens read before and now), but it "
-            f"has shape {list(attention_mask.shape)}."
+            f"`attention_mask` must be of shape [{batch}, {seen + length}] (batch, tokens read before and now), but "
+            f"it has shape {list(attention_mask.shape)}."
         )
 
 

@@ -23,7 +23,13 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_gma import GaussianMixture, GaussianMixtureAttention, SoftmaxAttention
+from .attention_gma import (
+    ForgetGate,
+    GaussianMixture,
+    GaussianMixtureAttention,
+    ShortConvolution,
+    SoftmaxAttention,
+)
 from .cache_gma import check_cache
 from .configuration_gma import GMAConfig
 from .masking_gma import (
@@ -77,6 +83,7 @@ class GMAMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj.init_std = config.residual_std
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act(self.up_proj(hidden_states)))
@@ -129,24 +136,18 @@ class GMAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # Called for modules that own parameters only: a projection that starts otherwise says so itself (`init_std`)
         super()._init_weights(module)
-        config = self.config
+        if (std := getattr(module, "init_std", None)) is not None:
+            init.normal_(module.weight, std=std)
         if isinstance(module, GaussianMixture):
             self._init_mixture(module)
-        elif isinstance(module, GaussianMixtureAttention):
-            # Routing vectors of RMS 1, the scale of the means
-            for projection in (module.q_proj, module.k_proj):
-                init.normal_(projection.weight, std=config.hidden_size**-0.5)
-            if module.conv_weight is not None:
-                init.zeros_(module.conv_weight)
-            if module.forget_gate is not None:
-                shortest, longest = (math.log(tokens) for tokens in FORGET_TIME_SCALES)
-                time_scales = torch.linspace(shortest, longest, config.num_attention_heads).exp()
-                init.copy_(module.forget_gate.bias, (-1 / time_scales).exp().logit())
-        # What a pre-norm stack adds up grows with its depth unless the output projections start smaller (GPT-2)
-        if config.norm_position == "pre" and isinstance(module, GMABlock):
-            for projection in (module.attention.o_proj, module.mlp.down_proj):
-                init.normal_(projection.weight, std=config.initializer_range / math.sqrt(2 * config.num_hidden_layers))
+        elif isinstance(module, ShortConvolution):
+            init.zeros_(module.weight)
+        elif isinstance(module, ForgetGate):
+            shortest, longest = (math.log(tokens) for tokens in FORGET_TIME_SCALES)
+            time_scales = torch.linspace(shortest, longest, module.out_features).exp()
+            init.copy_(module.bias, (-1 / time_scales).exp().logit())
 
     def _init_mixture(self, mixture: GaussianMixture) -> None:
         """Means of equal norm, since otherwise |mu|^2 decides and few components take everything; equal variances
@@ -212,7 +213,7 @@ class GMAModel(GMAPreTrainedModel):
             output_attentions: whether to return the affinity of each layer, `[batch, heads, N, N]`.
 
         Returns:
-            `last_hidden_state` `[batch, N, hidden]`, and `past_key_values`, `hidden_states`, `attentions` as asked for.
+            `last_hidden_state` `[batch, N, hidden]`; `past_key_values`, `hidden_states`, `attentions` as asked for.
 
         Raises:
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.

@@ -1,0 +1,104 @@
+"""
+Transformers' own tests of models and configs, run on every GMA model in both styles and on a hybrid stack.
+
+What does not apply is skipped by name, with the reason; the tests themselves skip what needs a GPU or another kind of
+model.
+"""
+
+import unittest
+
+from transformers.testing_utils import torch_device
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+
+import gma_hf
+from gma_hf import GMAConfig
+
+
+HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+SHARED_MODELS = (gma_hf.GMAModel, *(getattr(gma_hf, f"GMAFor{head}") for head in HEADS))
+
+
+class GMAModelTester:
+    """Makes the small configs and the inputs that the tests run on."""
+
+    is_training = True
+    batch_size = 5
+    seq_length = 7
+    num_choices = 3
+    vocab_size = 99
+    hidden_size = 32
+    num_attention_heads = 4
+
+    def __init__(self, style: str, **choices):
+        self.style = style
+        self.choices = choices
+        self.num_hidden_layers = choices.get("num_hidden_layers", 2)
+
+    def get_config(self) -> GMAConfig:
+        arguments = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "intermediate_size": 37,
+            "max_position_embeddings": 64,
+            "num_components": 8,
+            "chunk_size": 4,
+            "pad_token_id": 0,
+        }
+        return getattr(GMAConfig, f"{self.style}_style")(**{**arguments, **self.choices})
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[GMAConfig, dict]:
+        config = self.get_config()
+        shape = [self.batch_size, self.seq_length]
+        # Without the padding token, which the mask decides about
+        inputs = {"input_ids": ids_tensor(shape, self.vocab_size - 1) + 1, "attention_mask": self.random_mask(config)}
+        if config.type_vocab_size:
+            inputs["token_type_ids"] = ids_tensor(shape, config.type_vocab_size)
+        return config, inputs
+
+    def random_mask(self, config: GMAConfig):
+        shape = [self.batch_size, self.seq_length]
+        mask = random_attention_mask(shape)
+        if "sliding_attention" in config.layer_types:
+            mask = mask.sort(
+                dim=-1, descending=True
+            ).values  # no padding between tokens, which a window does not allow
+        return mask.to(torch_device)
+
+
+class Conformance(ModelTesterMixin):
+    """The tests of models and of the config, for one style."""
+
+    def make_tester(self) -> GMAModelTester:
+        raise NotImplementedError
+
+    def setUp(self):
+        self.model_tester = self.make_tester()
+        self.config_tester = ConfigTester(self, config_class=GMAConfig, hidden_size=32, num_attention_heads=4)
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+
+class GMACausalConformance(Conformance, unittest.TestCase):
+    all_model_classes = (*SHARED_MODELS, gma_hf.GMAForCausalLM)
+
+    def make_tester(self):
+        return GMAModelTester("gpt2")
+
+
+class GMABidirectionalConformance(Conformance, unittest.TestCase):
+    all_model_classes = (*SHARED_MODELS, gma_hf.GMAForMaskedLM)
+
+    def make_tester(self):
+        return GMAModelTester("bert")
+
+
+class GMAHybridConformance(Conformance, unittest.TestCase):
+    all_model_classes = (*SHARED_MODELS, gma_hf.GMAForCausalLM)
+
+    def make_tester(self):
+        layer_types = ["gma", "full_attention", "sliding_attention"]
+        return GMAModelTester("gpt2", num_hidden_layers=3, layer_types=layer_types, sliding_window=3)

@@ -1,0 +1,136 @@
+"""What the tests of the model family share: tiny configurations, models without a zero in them, and a comparison."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from gma_hf import GMAConfig
+
+
+ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True, "normalize_routing": True}
+HYBRID = ["gma", "full_attention", "gma"]
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 256,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "num_components": 7,
+    "routing_dim": 10,
+    "chunk_size": 8,
+}
+CONFIGS = {
+    "causal": (GMAConfig.gpt2_style, {}),
+    "causal_additions": (GMAConfig.gpt2_style, ADDITIONS),
+    "causal_hybrid": (GMAConfig.gpt2_style, {"num_hidden_layers": 3, "layer_types": HYBRID}),
+    "causal_hybrid_additions": (
+        GMAConfig.gpt2_style,
+        {"num_hidden_layers": 3, "layer_types": ["full_attention", "gma", "gma"], **ADDITIONS},
+    ),
+    "bidirectional": (GMAConfig.bert_style, {}),
+    "bidirectional_conv": (GMAConfig.bert_style, {"conv_kernel_size": 3, "normalize_routing": True}),
+    "bidirectional_hybrid": (GMAConfig.bert_style, {"num_hidden_layers": 3, "layer_types": HYBRID}),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    """`make_config(name, **overrides)`: a tiny configuration, by its name in `CONFIGS`."""
+
+    def make(name: str, **overrides) -> GMAConfig:
+        style, choices = CONFIGS[name]
+        return style(**{**TINY, **choices, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """
+    `make_model(model_class, config, seed=0)`: a model in which every parameter is random. A fresh model will not do:
+    its convolution, biases and priors are zero and its logits small, so that much could be wrong without a trace.
+    """
+
+    def make(model_class: type, config: GMAConfig, seed: int = 0) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """
+    `assert_close(actual, expected, tolerance)`: no entry is off by more than `tolerance` of the largest entry, or of
+    `at_least`, for what is small only because large terms cancel.
+    """
+
+    def check(
+        actual: torch.Tensor,
+        expected: torch.Tensor,
+        tolerance: float,
+        what: str = "tensors",
+        at_least: float = 1e-30,
+    ) -> None:
+        assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} and {tuple(expected.shape)}"
+        if actual.numel() == 0:
+            return
+        actual, expected = actual.detach().double(), expected.detach().double()
+        assert actual.isfinite().all() and expected.isfinite().all(), f"{what}: not finite"
+        error = (actual - expected).abs().max().item()
+        scale = expected.abs().max().item()
+        assert error <= tolerance * max(scale, at_least), f"{what}: off by {error:.3g}, the largest entry is {scale:.3g}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def pad_rows():
+    """
+    `pad_rows(rows, side, seed=0)`: rows of token ids as one batch and its mask, padded on the "left", on the "right",
+    or in the "middle" (at both ends and between tokens). What stands at the padding is random.
+    """
+
+    def pad(rows: list[torch.Tensor], side: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        width = max(len(row) for row in rows) + (5 if side == "middle" else 0)
+        ids = torch.randint(1, 61, (len(rows), width), generator=generator)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for index, row in enumerate(rows):
+            places = {
+                "left": torch.arange(width - len(row), width),
+                "right": torch.arange(len(row)),
+                "middle": torch.randperm(width, generator=generator)[: len(row)].sort().values,
+            }[side]
+            ids[index, places] = row
+            mask[index, places] = 1
+        return ids, mask
+
+    return pad
+
+
+@pytest.fixture(scope="session")
+def random_rows():
+    """`random_rows(lengths, seed=0)`: a row of random token ids for each length."""
+
+    def make(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randint(1, 61, (length,), generator=generator) for length in lengths]
+
+    return make
