@@ -41,8 +41,8 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +95,9 @@ def assert_close():
         assert actual.isfinite().all() and expected.isfinite().all(), f"{what}: not finite"
         error = (actual - expected).abs().max().item()
         scale = expected.abs().max().item()
-        assert error <= tolerance * max(scale, at_least), f"{what}: off by {error:.3g}, the largest entry is {scale:.3g}"
+        assert error <= tolerance * max(scale, at_least), (
+            f"{what}: off by {error:.3g}, the largest entry is {scale:.3g}"
+        )
 
     return check
 

@@ -5,14 +5,28 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 
-def create_gma_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor | None:
+def create_gma_mask(
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    **kwargs,
+) -> torch.Tensor | None:
     """
     Which of the tokens of this call are real, `[batch, N]` bool, or None where all are.
 
     Unlike in Transformers' own mask for recurrent layers, a single token may be padding too: a batch that is read one
     token at a time must not write it.
+
+    Raises:
+        ValueError: for a mask that is not two-dimensional, or positions that restart within a row (several documents
+            packed into one), across whose borders the state would leak.
     """
     if attention_mask is None:
+        if position_ids is not None and not torch.compiler.is_compiling() and bool((position_ids.diff() < 0).any()):
+            raise ValueError(
+                "`position_ids` must not restart within a row, since GMA layers do not keep packed documents apart, "
+                "but they do."
+            )
         return None
     if attention_mask.ndim != 2:
         raise ValueError(
@@ -80,6 +94,11 @@ def check_mask_shape(attention_mask: torch.Tensor, batch: int, length: int, cach
 def positions_of_real_tokens(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position of each token among the real tokens of its row, `[batch, N]`; padding repeats the one before it."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+
+
+def has_padding_on_the_right(mask: torch.Tensor | None) -> bool:
+    """Whether a row of a mask `[batch, N]` ends with padding."""
+    return mask is not None and mask.ndim == 2 and not bool(mask[:, -1].all())
 
 
 def first_real_token(mask: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ from .masking_gma import (
     create_masks,
     create_masks_for_generate,
     first_real_token,
+    has_padding_on_the_right,
     last_real_token,
     positions_of_real_tokens,
 )
@@ -356,10 +357,20 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
             return positions_of_real_tokens(attention_mask)
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
+    def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
+        # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one
+        attention_mask = model_kwargs.get("attention_mask")
+        if generation_config.prefill_chunk_size is not None and has_padding_on_the_right(attention_mask):
+            raise ValueError(
+                "`attention_mask` must have its padding on the left where `prefill_chunk_size` is given, but a row "
+                "ends with padding."
+            )
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
         """As in Transformers; a row with padding on the right goes on from the logits of its last real token."""
         inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
-        if attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask[:, -1].all()):
+        if has_padding_on_the_right(attention_mask):
             given = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
             inputs["logits_to_keep"] = last_real_token(attention_mask[:, -given.shape[1] :])[:, None]
         return inputs
