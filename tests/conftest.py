@@ -95,9 +95,7 @@ def assert_close():
         assert actual.isfinite().all() and expected.isfinite().all(), f"{what}: not finite"
         error = (actual - expected).abs().max().item()
         scale = expected.abs().max().item()
-        assert error <= tolerance * max(scale, at_least), (
-            f"{what}: off by {error:.3g}, the largest entry is {scale:.3g}"
-        )
+        assert error <= tolerance * max(scale, at_least), f"{what}: off by {error:.3g}, largest {scale:.3g}"
 
     return check
 

@@ -4,10 +4,15 @@ import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers import configuration_utils
 from transformers.configuration_utils import PreTrainedConfig
 
 
 LAYER_TYPES = ("gma", "full_attention", "sliding_attention")
+
+# When Trainer resumes, it opens config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
+if "gma" not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES:
+    configuration_utils.ALLOWED_ATTN_LAYER_TYPES += ("gma",)
 
 # Every Auto class that opens a checkpoint as custom code, by the style that it makes sense for.
 _AUTO_MAP = {

@@ -139,8 +139,7 @@ def test_a_state_continues_a_sequence(assert_close, gates, cut):
     assert_close(state, last_state, 1e-9)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("with_state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize(("with_state", "masked"), [(False, False), (True, True)], ids=["plain", "state and padding"])
 @pytest.mark.parametrize("length", [*LENGTHS, 1000])
 def test_bidirectional_mix_is_the_definition(assert_close, length, with_state, masked):
     arguments = sequence(length, with_state=with_state, mask=padding_mask(length) if masked else None, heads=1)

@@ -1,0 +1,104 @@
+"""The configuration: its defaults, its two styles, its round trip and what it refuses."""
+
+import pytest
+
+from gma_hf import GMAConfig
+
+
+SLIDING = ["gma", "sliding_attention"]
+STYLES = [GMAConfig.gpt2_style, GMAConfig.bert_style]
+REFUSED = [
+    ("causal", {"hidden_size": 25}, ["`hidden_size`", "25", "`num_attention_heads`"]),
+    *(("causal", {name: 0}, [f"`{name}`", "at least 1", "0"]) for name in ("num_components", "chunk_size")),
+    *(("causal", {name: -1}, [f"`{name}`", "at least 1", "-1"]) for name in ("num_components", "routing_dim")),
+    *(
+        ("bidirectional", {name: 0}, [f"`{name}`", "at least 1", "0"])
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    ),
+    ("causal", {"max_position_embeddings": 0}, ["`max_position_embeddings`", "at least 1", "0"]),
+    ("causal", {"read_epsilon": 0.0}, ["`read_epsilon`", "greater than 0", "0.0"]),
+    ("causal", {"variance_floor": -1.0}, ["`variance_floor`", "greater than 0", "-1.0"]),
+    ("causal", {"routing_temperature": float("nan")}, ["`routing_temperature`", "greater than 0", "nan"]),
+    ("causal", {"type_vocab_size": -1}, ["`type_vocab_size`", "0", "-1"]),
+    ("causal", {"conv_kernel_size": -1}, ["`conv_kernel_size`", "0", "-1"]),
+    ("causal", {"layer_types": ["gma", "mamba"]}, ["`layer_types`", "'mamba'", "gma", "full_attention", "sliding"]),
+    ("causal", {"layer_types": ["gma"] * 3}, ["`layer_types`", "3", "`num_hidden_layers`", "2"]),
+    ("causal", {"layer_types": []}, ["`layer_types`", "0", "`num_hidden_layers`", "2"]),
+    ("causal", {"layer_types": SLIDING}, ["`sliding_window`", "at least 1", "None"]),
+    ("causal", {"layer_types": SLIDING, "sliding_window": 0}, ["`sliding_window`", "at least 1", "0"]),
+    ("causal", {"norm_position": "middle"}, ["norm_position", "middle", "pre", "post"]),
+    ("causal", {"position_embedding": "rotary"}, ["position_embedding", "rotary", "learned", "none"]),
+    ("causal", {"hidden_act": "no_such_act"}, ["`hidden_act`", "no_such_act"]),
+    ("causal", {"hidden_dropout_prob": 1.5}, ["`hidden_dropout_prob`", "1.5"]),
+    ("causal", {"pad_token_id": 61}, ["`pad_token_id`", "61"]),
+    ("bidirectional", {"layer_types": SLIDING, "sliding_window": 4}, ["`layer_types`", "sliding", "`is_causal`"]),
+    ("bidirectional", {"forget_gate": True}, ["`forget_gate`", "True", "False", "`is_causal=False`"]),
+    ("bidirectional", {"conv_kernel_size": 4}, ["`conv_kernel_size`", "4", "odd"]),
+]
+
+
+@pytest.mark.parametrize("style", [GMAConfig, *STYLES], ids=["default", "gpt2_style", "bert_style"])
+def test_the_default_mixer_is_the_papers(style):
+    config = style()
+    assert config.layer_types == ["gma"] * 12
+    assert config.num_components == 64
+    assert config.routing_dim == config.head_dim == 64
+    assert config.conv_kernel_size == 0 and config.forget_gate is False and config.normalize_routing is False
+    assert config.intermediate_size == 3072
+
+
+def test_the_default_is_gpt2_style():
+    assert GMAConfig().to_dict() == GMAConfig.gpt2_style().to_dict()
+
+
+def test_gpt2_style():
+    config = GMAConfig.gpt2_style()
+    assert config.is_causal and config.norm_position == "pre" and config.use_cache
+    assert (config.vocab_size, config.max_position_embeddings, config.type_vocab_size) == (50257, 1024, 0)
+
+
+def test_bert_style():
+    config = GMAConfig.bert_style()
+    assert not config.is_causal and config.norm_position == "post" and not config.use_cache
+    assert (config.vocab_size, config.max_position_embeddings, config.type_vocab_size) == (30522, 512, 2)
+
+
+@pytest.mark.parametrize("style", STYLES, ids=["gpt2_style", "bert_style"])
+def test_arguments_win_over_a_style(style):
+    config = style(vocab_size=7, hidden_act="relu", max_position_embeddings=9, hidden_size=12, num_attention_heads=3)
+    assert (config.vocab_size, config.hidden_act, config.max_position_embeddings) == (7, "relu", 9)
+    assert config.head_dim == config.routing_dim == 4 and config.intermediate_size == 48
+
+
+@pytest.mark.parametrize(
+    "name", ["causal", "causal_additions", "causal_hybrid", "bidirectional", "bidirectional_conv"]
+)
+def test_saving_and_loading_keeps_everything(make_config, tmp_path, name):
+    config = make_config(name, num_labels=5, read_epsilon=1e-5, classifier_dropout=0.25)
+    config.save_pretrained(tmp_path)
+    loaded = GMAConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.num_labels == 5 and loaded.model_type == "gma"
+
+
+@pytest.mark.parametrize(("name", "wrong", "said"), REFUSED, ids=[f"{case[0]} {case[1]}" for case in REFUSED])
+def test_a_wrong_value_is_refused_in_one_sentence(make_config, name, wrong, said):
+    with pytest.raises(ValueError) as error:
+        make_config(name, **wrong)
+    message = str(error.value)
+    for words in said:
+        assert words in message
+    assert message.endswith(".") and "\n" not in message and ". " not in message
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+def test_a_causal_convolution_may_be_even(make_config, kernel_size):
+    assert make_config("causal", conv_kernel_size=kernel_size).conv_kernel_size == kernel_size
+
+
+@pytest.mark.parametrize(("is_causal", "head"), [(True, "CausalLM"), (False, "MaskedLM")])
+def test_the_auto_map_names_every_class_of_the_style(is_causal, head):
+    config = GMAConfig(is_causal=is_causal)
+    tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"]
+    expected = {"AutoConfig", "AutoModel", *(f"AutoModelFor{task}" for task in [head, *tasks])}
+    assert set(config.auto_map) == expected

@@ -1,0 +1,235 @@
+"""Generation: whatever the strategy, the cache and the padding, each row gets the logits that it would get alone."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from gma_hf import GMAForCausalLM
+
+
+NAMES = ["causal", "causal_additions", "causal_hybrid", "causal_hybrid_additions"]
+PADDINGS = ["none", "left", "right"]
+NEW = 9
+STRATEGIES = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20},
+    "sampling several": {"do_sample": True, "num_return_sequences": 3},
+    "prefill in chunks": {"do_sample": False, "prefill_chunk_size": 4},
+    "no cache": {"do_sample": False, "use_cache": False},
+}
+DETAILS = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": NEW, "pad_token_id": 0}
+
+
+@pytest.fixture
+def model(make_config, make_model, request):
+    return make_model(GMAForCausalLM, make_config(request.param))
+
+
+@pytest.fixture
+def prompt(random_rows, pad_rows):
+    """`prompt(padding)`: the rows of a batch, and the batch as `input_ids` and `attention_mask`."""
+
+    def make(padding):
+        rows = random_rows([13, 13, 13] if padding == "none" else [3, 13, 8])
+        if padding == "none":
+            return rows, {"input_ids": torch.stack(rows)}
+        ids, mask = pad_rows(rows, padding)
+        return rows, {"input_ids": ids, "attention_mask": mask}
+
+    return make
+
+
+def assert_rows_are_as_alone(assert_close, model, rows, generated, repeats=1):
+    """The logits of each step against one call, without a cache, on the real tokens of that row alone."""
+    logits = torch.stack(generated.logits, dim=1)
+    new_tokens = generated.sequences[:, -logits.shape[1] :]
+    assert logits.shape[:2] == (len(rows) * repeats, NEW)
+    for index, new in enumerate(new_tokens):
+        row = torch.cat([rows[index // repeats], new])
+        with torch.no_grad():
+            alone = model(row[None], use_cache=False).logits[0, -NEW - 1 : -1]
+        assert_close(logits[index], alone, 1e-4, f"logits of row {index}")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_every_row_is_generated_as_alone(assert_close, model, prompt, padding, strategy):
+    rows, inputs = prompt(padding)
+    torch.manual_seed(0)
+    generated = model.generate(**inputs, **DETAILS, **STRATEGIES[strategy])
+    assert torch.equal(generated.sequences[:: len(generated.sequences) // 3, :13], inputs["input_ids"])
+    repeats = STRATEGIES[strategy].get("num_return_sequences", 1)
+    assert_rows_are_as_alone(assert_close, model, rows, generated, repeats)
+    if not STRATEGIES[strategy]["do_sample"]:
+        assert torch.equal(generated.sequences[:, -NEW:], torch.stack(generated.logits, dim=1).argmax(-1))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model", ["causal", "causal_hybrid_additions"], indirect=True)
+def test_the_seed_decides_a_sample(model, prompt, padding):
+    _, inputs = prompt(padding)
+    samples = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        samples.append(model.generate(**inputs, **DETAILS, do_sample=True).sequences)
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_beams_are_as_alone(assert_close, model, prompt, padding, use_cache):
+    rows, inputs = prompt(padding)
+    choices = {**DETAILS, "num_beams": 4, "num_return_sequences": 2, "output_scores": True, "do_sample": False}
+    together = model.generate(**inputs, **choices, use_cache=use_cache)
+    alone = [model.generate(row[None], **choices, use_cache=False) for row in rows]
+    assert torch.equal(together.sequences[:, -NEW:], torch.cat([x.sequences[:, -NEW:] for x in alone]))
+    assert_close(together.sequences_scores, torch.cat([x.sequences_scores for x in alone]), 1e-4)
+
+
+@pytest.mark.parametrize("with_all_tokens", [True, False], ids=["all tokens", "new tokens"])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_a_returned_cache_continues(assert_close, model, prompt, padding, with_all_tokens):
+    rows, inputs = prompt(padding)
+    first = model.generate(**inputs, **DETAILS, do_sample=False)
+    read = first.past_key_values.get_seq_length()
+    assert read == 13 + NEW - 1
+    turn = torch.tensor([[5, 6, 7]]).expand(3, -1)
+    ids = torch.cat([first.sequences, turn], dim=1)
+    mask = torch.cat(
+        [inputs.get("attention_mask", torch.ones(3, 13, dtype=torch.long)), torch.ones(3, NEW + 3)], dim=1
+    )
+    second = model.generate(
+        ids if with_all_tokens else ids[:, read:],
+        attention_mask=mask,
+        past_key_values=first.past_key_values,
+        do_sample=False,
+        **DETAILS,
+    )
+    rows = [torch.cat([row, ids[index, 13:]]) for index, row in enumerate(rows)]
+    assert_rows_are_as_alone(assert_close, model, rows, second)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_a_static_cache_is_as_a_dynamic_one(assert_close, model, prompt, padding, beams):
+    rows, inputs = prompt(padding)
+    choices = {**DETAILS, "do_sample": False, "num_beams": beams, "disable_compile": True}
+    static, dynamic = (
+        model.generate(**inputs, **choices, cache_implementation=kind) for kind in ("static", "dynamic")
+    )
+    assert isinstance(static.past_key_values, StaticCache)
+    assert isinstance(dynamic.past_key_values, DynamicCache)
+    assert torch.equal(static.sequences, dynamic.sequences)
+    assert_close(torch.stack(static.logits), torch.stack(dynamic.logits), 1e-4)
+    if beams == 1:
+        assert_rows_are_as_alone(assert_close, model, rows, static)
+
+
+@pytest.mark.parametrize("model", ["causal", "causal_hybrid_additions"], indirect=True)
+def test_prompts_may_be_embeddings(assert_close, model, prompt):
+    rows, inputs = prompt("left")
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    generated = model.generate(
+        inputs_embeds=embeddings, attention_mask=inputs["attention_mask"], do_sample=False, **DETAILS
+    )
+    assert_rows_are_as_alone(assert_close, model, rows, generated)
+
+
+@pytest.mark.parametrize("model", ["causal", "causal_hybrid"], indirect=True)
+def test_assisted_decoding_is_refused(model, prompt):
+    """A state cannot take back tokens that were not accepted."""
+    _, inputs = prompt("none")
+    with pytest.raises(ValueError, match="assisted"):
+        model.generate(inputs["input_ids"][:1], assistant_model=model, max_new_tokens=3, pad_token_id=0)
+
+
+def make_cache(kind, config):
+    return DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=40)
+
+
+CACHES = pytest.mark.parametrize("kind", ["dynamic", "static"])
+
+
+@CACHES
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_a_cache_holds_a_gma_layer_for_each_gma_layer(model, kind):
+    cache = make_cache(kind, model.config)
+    assert [getattr(layer, "_layer_type", None) == "gma" for layer in cache.layers] == [
+        layer_type == "gma" for layer_type in model.config.layer_types
+    ]
+    assert int(cache.get_seq_length()) == 0
+
+
+# Softmax layers of a static cache can only be reordered
+@pytest.mark.parametrize(
+    ("model", "kind", "operation"),
+    [
+        *((name, "dynamic", operation) for name in NAMES for operation in ("repeat", "select", "reorder")),
+        *((name, "static", operation) for name in NAMES[:2] for operation in ("repeat", "select")),
+        *((name, "static", "reorder") for name in NAMES),
+    ],
+    indirect=["model"],
+)
+@torch.no_grad()
+def test_rows_of_a_cache_can_be_moved(assert_close, random_rows, model, operation, kind):
+    """After moving rows of the cache, the next logits are those of the moved rows."""
+    ids = torch.stack(random_rows([14] * 3))
+    cache = make_cache(kind, model.config)
+    model(ids[:, :10], past_key_values=cache)
+    if operation == "repeat":
+        rows = torch.tensor([0, 0, 1, 1, 2, 2])
+        cache.batch_repeat_interleave(2)
+    elif operation == "select":
+        rows = torch.tensor([2, 0])
+        cache.batch_select_indices(rows)
+    else:
+        rows = torch.tensor([2, 2, 0])
+        cache.reorder_cache(rows)
+    logits = [model(ids[rows, i : i + 1], past_key_values=cache).logits for i in range(10, 14)]
+    assert_close(torch.cat(logits, dim=1), model(ids[rows]).logits[:, 10:], 1e-4)
+
+
+@CACHES
+@pytest.mark.parametrize("model", ["causal", "causal_additions"], indirect=True)
+@torch.no_grad()
+def test_a_reset_cache_is_as_new(random_rows, model, kind):
+    first, second = torch.stack(random_rows([12] * 2)).split(1)
+    cache = make_cache(kind, model.config)
+    model(first, past_key_values=cache)
+    cache.reset()
+    assert int(cache.get_seq_length()) == 0
+    again = [model(part, past_key_values=cache).logits for part in second.split([9, 1, 2], dim=1)]
+    fresh_cache = make_cache(kind, model.config)
+    fresh = [model(part, past_key_values=fresh_cache).logits for part in second.split([9, 1, 2], dim=1)]
+    assert torch.equal(torch.cat(again, dim=1), torch.cat(fresh, dim=1))
+    assert int(cache.get_seq_length()) == 12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", ["causal_additions"], indirect=True)
+def test_a_static_cache_keeps_its_addresses(random_rows, model):
+    ids = torch.stack(random_rows([12]))
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    addresses = []
+    for part in ids.split([9, 1, 2], dim=1):
+        model(part, past_key_values=cache)
+        addresses.append([x.data_ptr() for layer in cache.layers for x in (layer.state, layer.conv_tail)])
+    cache.reset()
+    model(ids, past_key_values=cache)
+    addresses.append([x.data_ptr() for layer in cache.layers for x in (layer.state, layer.conv_tail)])
+    assert all(x == addresses[0] for x in addresses)
+
+
+@pytest.mark.parametrize("tokens", [1, -1])
+@pytest.mark.parametrize("model", ["causal"], indirect=True)
+@torch.no_grad()
+def test_a_cache_cannot_be_rolled_back(random_rows, model, tokens):
+    cache = model(torch.stack(random_rows([9])), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="tokens_to_remove"):
+        cache.layers[0].crop(tokens)
+    assert not cache.layers[0].is_croppable

@@ -1,0 +1,77 @@
+"""The recipe as its user runs it: a short training on the text sample, saved, resumed, fine-tuned and evaluated."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+ROOT = Path(__file__).parents[2]
+TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
+MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
+MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("train_clm", ROOT / "recipes" / "train_clm.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_clm"] = module  # where the dataclasses of its arguments look up their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(output, *more):
+    common = ["--output_dir", output, "--block_size", 64, "--learning_rate", 1e-2, "--report_to", "none", "--seed", 0]
+    common += ["--use_cpu", True, "--save_strategy", "steps", "--save_steps", 10]
+    return [str(argument) for argument in (*common, *more)]
+
+
+SCRATCH = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL)]
+
+
+def test_trains_resumes_and_fine_tunes(recipe, tmp_path):
+    first = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 10))
+    resumed = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
+    state = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())
+    assert state["global_step"] == 20
+    assert resumed["eval_loss"] < first["eval_loss"] < torch.log(torch.tensor(257.0))
+    assert resumed["perplexity"] == pytest.approx(torch.tensor(resumed["eval_loss"]).exp().item(), rel=1e-4)
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    inputs = tokenizer("First Citizen:\n", return_tensors="pt", return_token_type_ids=False)
+    assert tokenizer.decode(inputs["input_ids"][0]) == "First Citizen:\n"
+    assert model.generate(**inputs, max_new_tokens=5, min_new_tokens=5).shape[1] == len("First Citizen:\n") + 5
+
+    tuning = ["--train_file", TEXT, "--model_name_or_path", tmp_path / "run", "--max_steps", 10]
+    tuned = recipe.main(arguments(tmp_path / "tuned", *tuning))
+    assert tuned["eval_loss"] < first["eval_loss"]
+
+
+def test_takes_another_architecture(recipe, tmp_path):
+    gpt2 = json.dumps({"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64})
+    files = ["--train_file", TEXT, "--validation_file", TEXT, "--train_tokenizer", 300]
+    choices = ["--model_type", "gpt2", "--model_config", gpt2, "--max_steps", 2]
+    recipe.main(arguments(tmp_path / "gpt2", *files, *choices))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2").config.model_type == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--train_tokenizer", 300], "Exactly one of `dataset_name` and `train_file` must be given"),
+        (["--train_file", "no/such/file", "--train_tokenizer", 300], "must be files, but 'no/such/file' is none"),
+        (["--train_file", TEXT], "One of `tokenizer_name`, `train_tokenizer` and `model_name_or_path` must be given"),
+        (["--train_file", TEXT, "--train_tokenizer", 10], "`train_tokenizer` must be at least 257"),
+    ],
+)
+def test_wrong_input_is_refused_in_a_sentence(recipe, tmp_path, wrong, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        recipe.main(arguments(tmp_path / "run", *wrong))
+    assert not (tmp_path / "run").exists()
