@@ -85,6 +85,7 @@ class GMAConfig(PreTrainedConfig):
     model_type = "gma"
     keys_to_ignore_at_inference = ["past_key_values"]
     base_model_tp_plan = {
+        "embeddings.word_embeddings": "embedding_rowwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }

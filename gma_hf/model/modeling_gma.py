@@ -19,7 +19,8 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -199,7 +200,7 @@ class GMAModel(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
         Args:
@@ -296,6 +297,7 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
     """The causal GMA network with a language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.word_embeddings.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     create_masks_for_generate = staticmethod(create_masks_for_generate)
 
     def __init__(self, config: GMAConfig):
@@ -317,7 +319,7 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
         Args:
@@ -393,6 +395,7 @@ class GMAForMaskedLM(GMAPreTrainedModel):
     """The bidirectional GMA network with a masked-language-model head."""
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}
+    _tp_plan = {"decoder": "colwise_gather_output"}
 
     def __init__(self, config: GMAConfig):
         _require_style(type(self), config, is_causal=False)
@@ -417,7 +420,7 @@ class GMAForMaskedLM(GMAPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
         Args:
@@ -444,7 +447,7 @@ class GMAForMaskedLM(GMAPreTrainedModel):
         )
 
 
-class GMASequenceHead(nn.Module):
+class GMAClassificationHead(nn.Module):
     """
     Scores of a whole sequence: from its last real token, linear (causal, as GPT-2), or from its first real token
     through a linear map and tanh (bidirectional, as BERT).
@@ -484,7 +487,7 @@ class GMAForSequenceClassification(GMAPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = GMAModel(config)
-        self.classifier = GMASequenceHead(config, config.num_labels)
+        self.classifier = GMAClassificationHead(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -498,7 +501,7 @@ class GMAForSequenceClassification(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """
         Args:
@@ -553,7 +556,7 @@ class GMAForTokenClassification(GMAPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """
         Args:
@@ -597,7 +600,7 @@ class GMAForQuestionAnswering(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         """
         Args:
@@ -634,7 +637,7 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
     def __init__(self, config: GMAConfig):
         super().__init__(config)
         self.model = GMAModel(config)
-        self.classifier = GMASequenceHead(config, 1)
+        self.classifier = GMAClassificationHead(config, 1)
         self.post_init()
 
     @can_return_tuple
@@ -646,7 +649,7 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         """
         Args:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import transformers
 from filelock import FileLock
 from transformers.models.auto import modeling_auto
@@ -99,6 +100,15 @@ def pytest_configure(config):
     """Declares the markers on the downloaded tests."""
     for marker in MARKERS:
         config.addinivalue_line("markers", f"{marker}: on Transformers' own tests")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On models this small more threads only wait for each other; with one pytest worker per core, for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,10 @@ def assert_rows_are_as_alone(assert_close, model, rows, generated, repeats=1):
 def test_every_row_is_generated_as_alone(assert_close, model, prompt, padding, strategy):
     rows, inputs = prompt(padding)
     torch.manual_seed(0)
+    if (strategy, padding) == ("prefill in chunks", "right"):  # the logits that a short row goes on from are not kept
+        with pytest.raises(ValueError, match="`attention_mask`.*on the left.*`prefill_chunk_size`"):
+            model.generate(**inputs, **DETAILS, **STRATEGIES[strategy])
+        return
     generated = model.generate(**inputs, **DETAILS, **STRATEGIES[strategy])
     assert torch.equal(generated.sequences[:: len(generated.sequences) // 3, :13], inputs["input_ids"])
     repeats = STRATEGIES[strategy].get("num_return_sequences", 1)
