@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint cards clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python recipes/demo.py model_cards/gma-shakespeare
+	$(BIN)/python recipes/demo.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
@@ -22,6 +22,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The code that travels with the shipped checkpoints is a copy of the package's.
+cards:
+	for card in model_cards/*/; do cp gma_hf/model/*_gma.py $$card; done
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis

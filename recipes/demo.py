@@ -1,12 +1,13 @@
 """
 Open a causal checkpoint through the Auto classes, generate text from its state, and say how fast and how large:
 
-    python recipes/demo.py model_cards/gma-shakespeare --prompt "ROMEO:" --max_new_tokens 400
+    python recipes/demo.py --prompt "JULIET:" --max_new_tokens 200
 """
 
 import platform
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TextStreamer, set_seed
@@ -14,11 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, 
 import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
 
 
+SHIPPED = str(Path(__file__).parents[1] / "model_cards" / "gma-shakespeare")
+
+
 @dataclass
 class DemoArguments:
     """What is opened, and what it is asked to write."""
 
-    checkpoint: str = field(metadata={"help": "Folder or Hub name of a causal GMA checkpoint."})
+    checkpoint: str = field(default=SHIPPED, metadata={"help": "Folder or Hub name of a causal GMA checkpoint."})
     prompt: str = field(default="ROMEO:\n", metadata={"help": "How the text starts."})
     max_new_tokens: int = field(default=400, metadata={"help": "Tokens to generate."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})

@@ -124,7 +124,13 @@ def load_tokenizer(args: ModelArguments, texts: Dataset, column: str) -> PreTrai
             )
         tokenizer = ByteLevelBPETokenizer()
         tokenizer.train_from_iterator(texts[column], vocab_size=args.train_tokenizer, special_tokens=[END_OF_TEXT])
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token=END_OF_TEXT)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer._tokenizer,
+            eos_token=END_OF_TEXT,
+            pad_token=END_OF_TEXT,
+            padding_side="left",
+            model_input_names=["input_ids", "attention_mask"],
+        )
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
         raise ValueError("One of `tokenizer_name`, `train_tokenizer` and `model_name_or_path` must be given.")
@@ -140,7 +146,7 @@ def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase):  # noq
         path = Path(args.model_config)
         is_text = args.model_config.lstrip().startswith("{")
         choices = json.loads(args.model_config if is_text else path.read_text(encoding="utf-8"))
-    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = AutoConfig.for_model(args.model_type, **{"vocab_size": len(tokenizer), **tokens, **choices})
     return AutoModelForCausalLM.from_config(config)
 
@@ -194,6 +200,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir)
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    model.config.use_cache = True  # which Trainer turns off while it trains
     trainer.save_model()
     trainer.save_metrics("train", {**result.metrics, "parameters": model.num_parameters()})
 

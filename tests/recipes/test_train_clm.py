@@ -45,7 +45,7 @@ def test_trains_resumes_and_fine_tunes(recipe, tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
-    inputs = tokenizer("First Citizen:\n", return_tensors="pt", return_token_type_ids=False)
+    inputs = tokenizer("First Citizen:\n", return_tensors="pt")
     assert tokenizer.decode(inputs["input_ids"][0]) == "First Citizen:\n"
     assert model.generate(**inputs, max_new_tokens=5, min_new_tokens=5).shape[1] == len("First Citizen:\n") + 5
 

@@ -1,0 +1,142 @@
+"""The recurrent state of a GMA layer as a cache layer that `DynamicCache` and `StaticCache` pick up by themselves."""
+
+import torch
+from transformers.cache_utils import (
+    STATIC_LAYER_TYPE_MAPPING,
+    Cache,
+    CacheLayerMixin,
+    LinearAttentionLayer,
+)
+
+
+class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
+    """
+    What one GMA layer remembers: its state `[batch, heads, K, d_v + 1]` in float32 (memory, and mass in the last
+    column), with a convolution also the tail of its inputs `[batch, W - 1, channels]`, and how many tokens were read.
+
+    Args:
+        max_cache_len: given by `StaticCache`. The state is then updated in place and the number of tokens is a
+            tensor, so that a compiled decoding step sees the same addresses and shapes each time.
+    """
+
+    _layer_type = "gma"
+
+    def __init__(self, max_cache_len: int | None = None, **kwargs):
+        super().__init__()
+        CacheLayerMixin.__init__(self)
+        self.is_static = max_cache_len is not None
+        self.cumulative_length: int | torch.Tensor = torch.zeros((), dtype=torch.long) if self.is_static else 0
+
+    @property
+    def state(self) -> torch.Tensor | None:
+        """The state after the tokens read so far, or None before the first."""
+        return self.recurrent_states[0] if self.has_previous_state[0] else None
+
+    @property
+    def conv_tail(self) -> torch.Tensor | None:
+        """The last inputs of the convolution, or None before the first token or without a convolution."""
+        return self.conv_states[0] if self.has_previous_state[0] else None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch, or -1 before the first token."""
+        return self.recurrent_states[0].shape[0] if self.is_initialized else -1
+
+    def lazy_initialization(self, state: torch.Tensor, conv_tail: torch.Tensor | None = None) -> None:
+        """Allocates the tensors that the state, `[batch, heads, K, d_v + 1]`, and the tail are copied into."""
+        self.dtype, self.device = state.dtype, state.device
+        if self.is_static:
+            self.cumulative_length = self.cumulative_length.to(state.device)
+        self.recurrent_states[0], self.is_recurrent_states_initialized[0] = torch.zeros_like(state), True
+        if conv_tail is not None:
+            self.conv_states[0], self.is_conv_states_initialized[0] = torch.zeros_like(conv_tail), True
+        self.is_initialized = True
+
+    def update(self, state: torch.Tensor, conv_tail: torch.Tensor | None = None, num_tokens: int = 1) -> None:
+        """Replaces the state and the convolution's tail by those after `num_tokens` more tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(state, conv_tail)
+        if self.is_static:
+            self.recurrent_states[0].copy_(state)
+            if conv_tail is not None:
+                self.conv_states[0].copy_(conv_tail)
+            self.cumulative_length.add_(num_tokens)
+        else:
+            self.recurrent_states[0], self.conv_states[0] = state, conv_tail
+            self.cumulative_length += num_tokens
+        self.has_previous_state[0] = True
+
+    def get_seq_length(self) -> int | torch.Tensor:
+        """How many tokens were read, padding included."""
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask for `query_length` more tokens has to cover."""
+        return self.cumulative_length + query_length, 0
+
+    def reset(self) -> None:
+        """Forgets everything, keeping the tensors."""
+        super().reset()
+        self.cumulative_length = torch.zeros_like(self.cumulative_length) if self.is_static else 0
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats each row of the batch `repeats` times."""
+        self._map_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows of the batch that `indices` names, in that order."""
+        self._map_rows(lambda rows: rows[indices.to(rows.device)])
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorders the rows of the batch for beam search."""
+        self.batch_select_indices(beam_idx)
+
+    def _map_rows(self, select) -> None:
+        for states in (self.recurrent_states, self.conv_states):
+            if states[0] is not None:
+                states[0] = select(states[0])
+
+    @property
+    def is_croppable(self) -> bool:
+        """A state is a sum over all tokens: none of them can be taken out again."""
+        return False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """
+        Raises:
+            ValueError: for anything but 0, since a state cannot be rolled back.
+        """
+        if tokens_to_remove != 0:
+            raise ValueError(
+                f"`tokens_to_remove` must be 0 in a GMA cache, whose state cannot be rolled back, but it is "
+                f"{tokens_to_remove}."
+            )
+
+
+STATIC_LAYER_TYPE_MAPPING["gma"] = GMACacheLayer
+
+
+def check_cache(cache: Cache, config, batch_size: int) -> None:
+    """
+    Raises:
+        ValueError: if `cache` was not made for a model of this `config`, or holds another number of rows.
+    """
+    layers = cache.layers
+    fits = len(layers) == config.num_hidden_layers
+    for layer, layer_type in zip(layers, config.layer_types):
+        is_gma = getattr(layer, "_layer_type", None) == "gma"
+        fits = fits and is_gma == (layer_type == "gma")
+        if fits and is_gma and layer.state is not None:
+            width = config.head_dim + 1
+            fits = layer.state.shape[1:] == (config.num_attention_heads, config.num_components, width)
+            fits = fits and (layer.conv_tail is not None) == (config.conv_kernel_size > 0)
+            if fits and layer.state.shape[0] != batch_size:
+                raise ValueError(
+                    f"`past_key_values` must hold as many rows as the input has, {batch_size}, but it holds "
+                    f"{layer.state.shape[0]}."
+                )
+    if not fits:
+        raise ValueError(
+            f"`past_key_values` must be a cache of this model's config, such as DynamicCache(config=model.config), "
+            f"but it holds the layers {layers}, which do not fit it."
+        )

@@ -1,0 +1,705 @@
+"""The GMA models: embeddings, blocks, the base model and a head per task."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention_gma import (
+    ForgetGate,
+    GaussianMixture,
+    GaussianMixtureAttention,
+    ShortConvolution,
+    SoftmaxAttention,
+)
+from .cache_gma import check_cache
+from .configuration_gma import GMAConfig
+from .masking_gma import (
+    check_mask_shape,
+    create_masks,
+    create_masks_for_generate,
+    first_real_token,
+    has_padding_on_the_right,
+    last_real_token,
+    positions_of_real_tokens,
+)
+
+
+# Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
+FORGET_TIME_SCALES = (8.0, 400.0)
+
+
+class GMAEmbeddings(nn.Module):
+    """Word embeddings, plus learned positions and token types where the config has them."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = None
+        if config.position_embedding == "learned":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.norm_position == "post" else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        hidden_states = inputs_embeds
+        if self.position_embeddings is not None:
+            hidden_states = hidden_states + self.position_embeddings(position_ids)
+        if self.token_type_embeddings is not None:
+            if token_type_ids is None:
+                token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+            hidden_states = hidden_states + self.token_type_embeddings(token_type_ids)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return self.dropout(hidden_states)
+
+
+class GMAMLP(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj.init_std = config.residual_std
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.up_proj(hidden_states)))
+
+
+class GMABlock(GradientCheckpointingLayer):
+    """A token mixer and an MLP, each with a residual path, layer norms before (pre) or after (post) them."""
+
+    def __init__(self, config: GMAConfig, layer_idx: int):
+        super().__init__()
+        self.layer_type = config.layer_types[layer_idx]
+        self.is_pre_norm = config.norm_position == "pre"
+        mixer = GaussianMixtureAttention if self.layer_type == "gma" else SoftmaxAttention
+        self.attention = mixer(config, layer_idx)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = GMAMLP(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.is_pre_norm:
+            mixed, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
+            hidden_states = hidden_states + self.dropout(mixed)
+            return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+        mixed, _ = self.attention(hidden_states, **kwargs)
+        hidden_states = self.attention_norm(hidden_states + self.dropout(mixed))
+        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class GMAPreTrainedModel(PreTrainedModel):
+    """Initialisation, and what Transformers asks about the family."""
+
+    config_class = GMAConfig
+    config: GMAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GMAEmbeddings", "GMABlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    # A state cannot be rolled back, so that Transformers must refuse assisted decoding.
+    _is_stateful = True
+    _keep_in_fp32_modules_strict = ["mixture"]
+    _can_record_outputs = {
+        "hidden_states": GMABlock,
+        "attentions": [GaussianMixtureAttention, SoftmaxAttention],
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Called for modules that own parameters only: a projection that starts otherwise says so itself (`init_std`)
+        super()._init_weights(module)
+        if (std := getattr(module, "init_std", None)) is not None:
+            init.normal_(module.weight, std=std)
+        if isinstance(module, GaussianMixture):
+            self._init_mixture(module)
+        elif isinstance(module, ShortConvolution):
+            init.zeros_(module.weight)
+        elif isinstance(module, ForgetGate):
+            shortest, longest = (math.log(tokens) for tokens in FORGET_TIME_SCALES)
+            time_scales = torch.linspace(shortest, longest, module.out_features).exp()
+            init.copy_(module.bias, (-1 / time_scales).exp().logit())
+
+    def _init_mixture(self, mixture: GaussianMixture) -> None:
+        """Means of equal norm, since otherwise |mu|^2 decides and few components take everything; equal variances
+        and priors; and scores small enough for the posterior to start smooth."""
+        means = torch.randn(mixture.means.shape)
+        init.copy_(mixture.means, nn.functional.normalize(means, dim=-1) * math.sqrt(means.shape[-1]))
+        init.zeros_(mixture.prior_logits)
+        variance = 1 / self.config.routing_temperature
+        if mixture.log_temperature is not None:
+            variance = 1.0
+            init.constant_(mixture.log_temperature, math.log(self.config.routing_temperature))
+        init.constant_(mixture.raw_variances, math.log(math.expm1(variance - self.config.variance_floor)))
+
+
+class GMAModel(GMAPreTrainedModel):
+    """
+    The GMA network without a head.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    def __init__(self, config: GMAConfig):
+        super().__init__(config)
+        self.embeddings = GMAEmbeddings(config)
+        self.layers = nn.ModuleList([GMABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.final_norm = None
+        if config.norm_position == "pre":
+            self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: token ids `[batch, N]`; exactly one of `input_ids` and `inputs_embeds`.
+            attention_mask: `[batch, tokens read before + N]`, 1 at real tokens and 0 at padding, anywhere in the row;
+                or a dict of masks by layer type, as `generate` makes it for static caches.
+            token_type_ids: `[batch, N]`; zeros when None.
+            position_ids: `[batch, N]`; when None they count the real tokens of the row.
+            past_key_values: the states of what was read before (causal only).
+            inputs_embeds: `[batch, N, hidden]`.
+            use_cache: whether to return the states (causal only); the config's choice when None.
+            output_attentions: whether to return the affinity of each layer, `[batch, heads, N, N]`.
+
+        Returns:
+            `last_hidden_state` `[batch, N, hidden]`; `past_key_values`, `hidden_states`, `attentions` as asked for.
+
+        Raises:
+            ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given, but both or neither are.")
+        if input_ids is not None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            inputs_embeds = self.embeddings.word_embeddings(input_ids)
+        past_key_values = self._prepare_cache(past_key_values, use_cache, inputs_embeds.shape[0])
+        masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+
+        hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer.layer_type],
+                past_key_values=past_key_values,
+                output_attentions=output_attentions,
+                **kwargs,
+            )
+        if self.final_norm is not None:
+            hidden_states = self.final_norm(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        )
+
+    def _prepare_cache(self, cache: Cache | None, use_cache: bool, batch_size: int) -> Cache | None:
+        if cache is not None:
+            if not self.config.is_causal:
+                raise ValueError("`past_key_values` must be None in a bidirectional model, but a cache is given.")
+            check_cache(cache, self.config, batch_size)
+        elif use_cache and self.config.is_causal:
+            cache = DynamicCache(config=self.config)
+        return cache
+
+    def _prepare_masks(self, inputs_embeds, attention_mask, position_ids, cache):
+        """A mask per layer type, unless `generate` has made them already."""
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        if attention_mask is not None:
+            check_mask_shape(attention_mask, *inputs_embeds.shape[:2], cache)
+        return create_masks(
+            self.config,
+            attention_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+
+    def _prepare_positions(self, inputs_embeds, attention_mask, position_ids, cache):
+        """Position ids, `[batch or 1, N]`, or None without learned positions."""
+        if self.embeddings.position_embeddings is None:
+            return None
+        length = inputs_embeds.shape[1]
+        if position_ids is None:
+            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+                position_ids = positions_of_real_tokens(attention_mask)[:, -length:]
+            else:
+                seen = cache.get_seq_length() if cache is not None else 0
+                position_ids = (torch.arange(length, device=inputs_embeds.device) + seen)[None]
+        limit = self.config.max_position_embeddings
+        if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= limit:
+            raise ValueError(
+                f"`input_ids` may reach position {limit - 1}, since `max_position_embeddings` is {limit}, but they "
+                f"reach position {last}."
+            )
+        return position_ids
+
+
+def _require_style(model_class: type, config: GMAConfig, is_causal: bool) -> None:
+    if config.is_causal != is_causal:
+        raise ValueError(f"`is_causal` must be {is_causal} for {model_class.__name__}, but it is {config.is_causal}.")
+
+
+class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
+    """The causal GMA network with a language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.word_embeddings.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    create_masks_for_generate = staticmethod(create_masks_for_generate)
+
+    def __init__(self, config: GMAConfig):
+        _require_style(type(self), config, is_causal=True)
+        super().__init__(config)
+        self.model = GMAModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Args:
+            labels: `[batch, N]`, shifted inside; -100 is left out of the loss.
+            logits_to_keep: the last so many positions (0: all), or the positions, as Transformers defines it.
+            Others: see `GMAModel.forward`.
+
+        Returns:
+            `logits` `[batch, positions kept, vocabulary]`, `loss` when labels are given, `past_key_values`.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        # Transformers gives padding on the right position 0, and what is generated after it position 1
+        attention_mask = model_kwargs.get("attention_mask")
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return positions_of_real_tokens(attention_mask)
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
+        # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one
+        attention_mask = model_kwargs.get("attention_mask")
+        if generation_config.prefill_chunk_size is not None and has_padding_on_the_right(attention_mask):
+            raise ValueError(
+                "`attention_mask` must have its padding on the left where `prefill_chunk_size` is given, but a row "
+                "ends with padding."
+            )
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+        """As in Transformers; a row with padding on the right goes on from the logits of its last real token."""
+        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        if has_padding_on_the_right(attention_mask):
+            given = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            inputs["logits_to_keep"] = last_real_token(attention_mask[:, -given.shape[1] :])[:, None]
+        return inputs
+
+
+class GMAPredictionHead(nn.Module):
+    """BERT's transform before the vocabulary: linear, activation, layer norm."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.act(self.dense(hidden_states)))
+
+
+class GMAForMaskedLM(GMAPreTrainedModel):
+    """The bidirectional GMA network with a masked-language-model head."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}
+    _tp_plan = {"decoder": "colwise_gather_output"}
+
+    def __init__(self, config: GMAConfig):
+        _require_style(type(self), config, is_causal=False)
+        super().__init__(config)
+        self.model = GMAModel(config)
+        self.head = GMAPredictionHead(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            labels: `[batch, N]`, -100 where a token is not to be predicted.
+            Others: see `GMAModel.forward`.
+
+        Returns:
+            `logits` `[batch, N, vocabulary]`, and `loss` when labels are given.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.decoder(self.head(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class GMAClassificationHead(nn.Module):
+    """
+    Scores of a whole sequence: from its last real token, linear (causal, as GPT-2), or from its first real token
+    through a linear map and tanh (bidirectional, as BERT).
+    """
+
+    def __init__(self, config: GMAConfig, num_labels: int):
+        super().__init__()
+        self.is_causal = config.is_causal
+        self.dense = None if config.is_causal else nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels, bias=not config.is_causal)
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`[batch, N, hidden]` and the mask of real tokens `[batch, N]` (None: all) to `[batch, labels]`."""
+        if mask is None:
+            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        index = (last_real_token if self.is_causal else first_real_token)(mask.to(hidden_states.device))
+        pooled = hidden_states[torch.arange(len(index), device=index.device), index]
+        if self.dense is not None:
+            pooled = self.dense(pooled).tanh()
+        return self.out_proj(self.dropout(pooled))
+
+
+def _real_tokens(config: GMAConfig, input_ids, attention_mask, length: int) -> torch.Tensor | None:
+    """Which tokens of this call are real: by the mask, else by the padding token, else all (None)."""
+    if attention_mask is not None:
+        return attention_mask[:, -length:]
+    if input_ids is not None and config.pad_token_id is not None:
+        return input_ids != config.pad_token_id
+    return None
+
+
+class GMAForSequenceClassification(GMAPreTrainedModel):
+    """The GMA network with a classification (or regression) head over whole sequences."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = GMAModel(config)
+        self.classifier = GMAClassificationHead(config, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Args:
+            labels: `[batch]` class indices, or floats for regression and multi-label (`config.problem_type`).
+            Others: see `GMAModel.forward`.
+
+        Returns:
+            `logits` `[batch, labels]`, and `loss` when labels are given.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        mask = _real_tokens(self.config, input_ids, attention_mask, hidden_states.shape[1])
+        logits = self.classifier(hidden_states, mask)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GMAForTokenClassification(GMAPreTrainedModel):
+    """The GMA network with a classification head over tokens."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = GMAModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            labels: `[batch, N]` class indices, -100 to leave a token out.
+            Others: see `GMAModel.forward`.
+
+        Returns:
+            `logits` `[batch, N, labels]`, and `loss` when labels are given.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **{"use_cache": False, **kwargs},
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class GMAForQuestionAnswering(GMAPreTrainedModel):
+    """The GMA network with a head for the start and the end of an answer."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__(config)
+        self.model = GMAModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """
+        Args:
+            start_positions, end_positions: `[batch]`, first and last token of the answer.
+            Others: see `GMAModel.forward`.
+
+        Returns:
+            `start_logits` and `end_logits` `[batch, N]`, and `loss` when both positions are given.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **{"use_cache": False, **kwargs},
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GMAForMultipleChoice(GMAPreTrainedModel):
+    """The GMA network with a head that scores each of several continuations."""
+
+    def __init__(self, config: GMAConfig):
+        super().__init__(config)
+        self.model = GMAModel(config)
+        self.classifier = GMAClassificationHead(config, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: `[batch, choices, N]`.
+            inputs_embeds: `[batch, choices, N, hidden]`.
+            labels: `[batch]`, the index of the right choice.
+
+        Returns:
+            `logits` `[batch, choices]`, and `loss` when labels are given.
+        """
+        num_choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = (
+            None if x is None else x.flatten(0, 1)
+            for x in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        )
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **{"use_cache": False, **kwargs},
+        )
+        hidden_states = outputs.last_hidden_state
+        mask = _real_tokens(self.config, input_ids, attention_mask, hidden_states.shape[1])
+        logits = self.classifier(hidden_states, mask).view(-1, num_choices)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# Checkpoints carry this code, so that they open without this package installed (`trust_remote_code=True`).
+GMAConfig.register_for_auto_class()
+GMAModel.register_for_auto_class("AutoModel")
+GMAForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+GMAForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+GMAForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+GMAForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+GMAForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
+GMAForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+
+
+__all__ = [
+    "GMAPreTrainedModel",
+    "GMAModel",
+    "GMAForCausalLM",
+    "GMAForMaskedLM",
+    "GMAForSequenceClassification",
+    "GMAForTokenClassification",
+    "GMAForQuestionAnswering",
+    "GMAForMultipleChoice",
+]
