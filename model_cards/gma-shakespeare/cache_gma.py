@@ -121,19 +121,21 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
     Raises:
         ValueError: if `cache` was not made for a model of this `config`, or holds another number of rows.
     """
+    heads, width = config.num_attention_heads, config.num_attention_heads * config.routing_dim
+    state_shape = (heads, config.num_components, config.head_dim + 1)
+    tail_shape = (config.conv_kernel_size - 1, 2 * width + config.hidden_size) if config.conv_kernel_size else None
     layers = cache.layers
     fits = len(layers) == config.num_hidden_layers
     for layer, layer_type in zip(layers, config.layer_types):
         is_gma = getattr(layer, "_layer_type", None) == "gma"
         fits = fits and is_gma == (layer_type == "gma")
         if fits and is_gma and layer.state is not None:
-            width = config.head_dim + 1
-            fits = layer.state.shape[1:] == (config.num_attention_heads, config.num_components, width)
-            fits = fits and (layer.conv_tail is not None) == (config.conv_kernel_size > 0)
-            if fits and layer.state.shape[0] != batch_size:
+            tail = None if layer.conv_tail is None else layer.conv_tail.shape[1:]
+            fits = layer.state.shape[1:] == state_shape and tail == tail_shape
+            if fits and layer.batch_size != batch_size:
                 raise ValueError(
                     f"`past_key_values` must hold as many rows as the input has, {batch_size}, but it holds "
-                    f"{layer.state.shape[0]}."
+                    f"{layer.batch_size}."
                 )
     if not fits:
         raise ValueError(

@@ -1,14 +1,19 @@
 """Configuration of the GMA model family."""
 
 import math
-from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import configuration_utils
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 
 LAYER_TYPES = ("gma", "full_attention", "sliding_attention")
+CHOICES = {
+    "norm_position": ("pre", "post"),
+    "position_embedding": ("learned", "none"),
+    "hidden_act": tuple(ACT2FN),
+}
 
 # When Trainer resumes, it opens config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
 if "gma" not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES:
@@ -100,9 +105,9 @@ class GMAConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
     max_position_embeddings: int = 1024
-    position_embedding: Literal["learned", "none"] = "learned"
+    position_embedding: str = "learned"
     type_vocab_size: int = 0
-    norm_position: Literal["pre", "post"] = "pre"
+    norm_position: str = "pre"
     layer_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.02
     is_causal: bool = True
@@ -163,6 +168,17 @@ class GMAConfig(PreTrainedConfig):
         for name in ("type_vocab_size", "conv_kernel_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 (none) or more, but it is {getattr(self, name)}.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and less than 1, but it is {getattr(self, name)}.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` must be at least 0 and less than `vocab_size`, {self.vocab_size}, but it is "
+                f"{self.pad_token_id}."
+            )
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, but it is {getattr(self, name)!r}.")
         if self.variance_floor * self.routing_temperature >= 1:
             raise ValueError(
                 f"`variance_floor` must be less than the variance that `routing_temperature` starts with, "

@@ -177,9 +177,9 @@ def _decay_between(elapsed: torch.Tensor) -> torch.Tensor:
 def _prefix_states(written, decay, state):
     """The state before each chunk, `[B, H, chunks, K, d_v + 1]`, and the state after the last one."""
     before = []
-    for chunk in range(written.shape[2]):
+    for chunk_decay, chunk_written in zip(decay.unbind(2), written.unbind(2)):
         before.append(state)
-        state = decay[:, :, chunk] * state + written[:, :, chunk]
+        state = chunk_decay * state + chunk_written
     return torch.stack(before, dim=2), state
 
 

@@ -369,12 +369,15 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
             )
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         """As in Transformers; a row with padding on the right goes on from the logits of its last real token."""
-        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
         if has_padding_on_the_right(attention_mask):
-            given = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-            inputs["logits_to_keep"] = last_real_token(attention_mask[:, -given.shape[1] :])[:, None]
+            embeds = inputs.get("inputs_embeds")
+            length = (inputs["input_ids"] if embeds is None else embeds).shape[1]
+            inputs["logits_to_keep"] = last_real_token(attention_mask[:, -length:])[:, None]
         return inputs
 
 

@@ -1,0 +1,52 @@
+"""What is shipped under `model_cards/` is complete, small enough, and what the code of this package gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+ROOT = Path(__file__).parents[1]
+CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_a_card_is_complete_and_its_code_is_the_packages(card):
+    files = {path.name for path in card.iterdir()}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert sum(path.stat().st_size for path in card.iterdir()) <= 10 * 2**20
+    for source in (ROOT / "gma_hf" / "model").glob("*_gma.py"):
+        assert (card / source.name).read_bytes() == source.read_bytes(), f"{source.name} is stale: run `make cards`"
+
+
+def test_shakespeare_predicts_its_text_and_generates():
+    card = ROOT / "model_cards" / "gma-shakespeare"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(card), AutoTokenizer.from_pretrained(card)
+    text = (ROOT / "tests" / "data" / "shakespeare.txt").read_text(encoding="utf-8")[:4096]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 4096) and tokenizer.decode(ids[0]) == text
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss < 1.75
+
+    batch = tokenizer(["ROMEO:\n", "My lord, "], return_tensors="pt", padding=True)
+    together = model.generate(**batch, max_new_tokens=20, do_sample=False)
+    for row, prompt in zip(together, ["ROMEO:\n", "My lord, "]):
+        alone = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=20, do_sample=False)
+        assert tokenizer.decode(row, skip_special_tokens=True) == tokenizer.decode(alone[0])
+
+
+def test_the_demo_prints_its_figures():
+    command = [sys.executable, str(ROOT / "recipes" / "demo.py"), "--max_new_tokens", "10"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "ROMEO:" in printed and "10 tokens" not in printed
+    config = json.loads((ROOT / "model_cards" / "gma-shakespeare" / "config.json").read_text())
+    width = config["hidden_size"]
+    states = config["num_components"] * (width + config["num_attention_heads"])
+    tails = (config["conv_kernel_size"] - 1) * 3 * width
+    assert f"{4 * config['num_hidden_layers'] * (states + tails):,} bytes of state" in printed
+    assert f"{4 * 2 * config['num_hidden_layers'] * width * 100_000:,} bytes of a key-value cache" in printed
+    assert "tokens per second" in printed
