@@ -71,8 +71,8 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Data set of the Hub, or a local folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_file: str | None = field(default=None, metadata={"help": "Plain text to train on."})
-    validation_file: str | None = field(default=None, metadata={"help": "Plain text to evaluate on."})
+    train_file: list[str] | None = field(default=None, metadata={"help": "Plain text files to train on."})
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Plain text files to evaluate on."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the characters, at the end, held out where nothing else is."}
     )
@@ -83,15 +83,16 @@ class DataArguments:
 def load_text(args: DataArguments) -> DatasetDict:
     """The splits "train" and "validation", each with one text column."""
     if (args.dataset_name is None) == (args.train_file is None):
-        raise ValueError("Exactly one of `dataset_name` and `train_file` must be given, but both or neither are.")
+        given = "neither" if args.train_file is None else "both"
+        raise ValueError(f"Exactly one of `dataset_name` and `train_file` must be given, but {given} are.")
     if args.dataset_name is not None:
         texts = load_dataset(args.dataset_name, args.dataset_config_name)
     else:
         files = {"train": args.train_file, "validation": args.validation_file}
-        missing = [path for path in files.values() if path is not None and not Path(path).is_file()]
+        missing = [path for paths in files.values() for path in paths or [] if not Path(path).is_file()]
         if missing:
             raise ValueError(f"`train_file` and `validation_file` must be files, but {missing[0]!r} is none.")
-        files = {split: path for split, path in files.items() if path is not None}
+        files = {split: paths for split, paths in files.items() if paths is not None}
         texts = load_dataset("text", data_files=files, keep_linebreaks=True)
     if args.text_column not in texts["train"].column_names:
         raise ValueError(
@@ -152,7 +153,8 @@ def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase):  # noq
 
 
 def make_blocks(texts: DatasetDict, column: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> DatasetDict:
-    """Tokens of each split, one text after another, in blocks of `block_size`; the last, shorter block is left out."""
+    """Tokens of each split, one text after another, in blocks of `block_size`; a last, shorter block of every
+    100,000 texts is left out."""
 
     def tokenize(batch: dict) -> dict:
         return {"input_ids": tokenizer(batch[column], verbose=False)["input_ids"]}
@@ -168,9 +170,7 @@ def make_blocks(texts: DatasetDict, column: str, tokenizer: PreTrainedTokenizerB
         tokens = texts[split].map(
             tokenize, batched=True, remove_columns=texts[split].column_names, desc=f"Tokenize {split}"
         )
-        blocks[split] = tokens.map(
-            group, batched=True, batch_size=len(tokens), desc=f"Blocks of {block_size}, {split}"
-        )
+        blocks[split] = tokens.map(group, batched=True, batch_size=100_000, desc=f"Blocks of {block_size}, {split}")
         if len(blocks[split]) == 0:
             raise ValueError(
                 f"`block_size` must leave at least one block in each split, but {block_size} leaves none in {split}."
