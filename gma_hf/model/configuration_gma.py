@@ -132,7 +132,7 @@ class GMAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.layer_types = ["gma"] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
-        self._check_values()
+        self.settle()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.routing_dim is None:
@@ -141,8 +141,7 @@ class GMAConfig(PreTrainedConfig):
             self.routing_temperature = 0.2 * math.sqrt(32 / self.routing_dim)
         if self.classifier_dropout is None:
             self.classifier_dropout = self.hidden_dropout_prob
-        super().__post_init__(**kwargs)
-        self.settle()
+        super().__post_init__(**{**kwargs, "auto_map": self.auto_map})
 
     def settle(self) -> None:
         """

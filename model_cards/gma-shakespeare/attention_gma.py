@@ -31,7 +31,7 @@ class GaussianMixture(nn.Module):
     def __init__(self, config: GMAConfig):
         super().__init__()
         heads, components = config.num_attention_heads, config.num_components
-        shape, dtype = (heads, components, config.routing_dim), routing_dtype(torch.empty(0))
+        shape, dtype = (heads, components, config.routing_dim), torch.float32
         self.variance_floor = config.variance_floor
         self.means = nn.Parameter(torch.empty(shape, dtype=dtype))  # mu
         self.raw_variances = nn.Parameter(torch.empty(shape, dtype=dtype))  # omega
@@ -57,7 +57,7 @@ class GaussianMixture(nn.Module):
         def keep_precision(tensor):
             moved = fn(tensor)
             if moved.dtype in (torch.float16, torch.bfloat16):
-                moved = tensor.to(device=moved.device)
+                moved = tensor.to(moved.device, torch.float32)
             return moved
 
         return super()._apply(keep_precision, recurse)
@@ -102,8 +102,8 @@ class GaussianMixtureAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = config.is_causal
-        self.widths = [config.num_attention_heads * width for width in (config.routing_dim, config.routing_dim)]
-        self.widths.append(config.hidden_size)
+        routing_width = config.num_attention_heads * config.routing_dim
+        self.widths = [routing_width, routing_width, config.hidden_size]
         self.q_proj = nn.Linear(config.hidden_size, self.widths[0])
         self.k_proj = nn.Linear(config.hidden_size, self.widths[1])
         self.v_proj = nn.Linear(config.hidden_size, self.widths[2])

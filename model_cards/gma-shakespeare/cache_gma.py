@@ -50,6 +50,10 @@ class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
         self.recurrent_states[0], self.is_recurrent_states_initialized[0] = torch.zeros_like(state), True
         if conv_tail is not None:
             self.conv_states[0], self.is_conv_states_initialized[0] = torch.zeros_like(conv_tail), True
+        if self.is_static and not torch.compiler.is_compiling():
+            for tensor in (self.recurrent_states[0], self.conv_states[0], self.cumulative_length):
+                if tensor is not None:
+                    torch._dynamo.mark_static_address(tensor)
         self.is_initialized = True
 
     def update(self, state: torch.Tensor, conv_tail: torch.Tensor | None = None, num_tokens: int = 1) -> None:
@@ -77,7 +81,10 @@ class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything, keeping the tensors."""
         super().reset()
-        self.cumulative_length = torch.zeros_like(self.cumulative_length) if self.is_static else 0
+        if self.is_static:
+            self.cumulative_length.zero_()
+        else:
+            self.cumulative_length = 0
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats each row of the batch `repeats` times."""
@@ -121,24 +128,37 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
     Raises:
         ValueError: if `cache` was not made for a model of this `config`, or holds another number of rows.
     """
-    heads, width = config.num_attention_heads, config.num_attention_heads * config.routing_dim
-    state_shape = (heads, config.num_components, config.head_dim + 1)
-    tail_shape = (config.conv_kernel_size - 1, 2 * width + config.hidden_size) if config.conv_kernel_size else None
-    layers = cache.layers
-    fits = len(layers) == config.num_hidden_layers
-    for layer, layer_type in zip(layers, config.layer_types):
-        is_gma = getattr(layer, "_layer_type", None) == "gma"
-        fits = fits and is_gma == (layer_type == "gma")
-        if fits and is_gma and layer.state is not None:
-            tail = None if layer.conv_tail is None else layer.conv_tail.shape[1:]
-            fits = layer.state.shape[1:] == state_shape and tail == tail_shape
-            if fits and layer.batch_size != batch_size:
-                raise ValueError(
-                    f"`past_key_values` must hold as many rows as the input has, {batch_size}, but it holds "
-                    f"{layer.batch_size}."
-                )
-    if not fits:
+    layers = getattr(cache, "layers", None)
+    if (
+        layers is None
+        or len(layers) != config.num_hidden_layers
+        or not all(_fits(layer, layer_type, config) for layer, layer_type in zip(layers, config.layer_types))
+    ):
         raise ValueError(
             f"`past_key_values` must be a cache of this model's config, such as DynamicCache(config=model.config), "
-            f"but it holds the layers {layers}, which do not fit it."
+            f"but it is {cache}, which does not fit it."
         )
+    for layer in layers:
+        held = layer.keys if getattr(layer, "_layer_type", None) != "gma" else layer.state
+        if held is not None and held.shape[0] != batch_size:
+            raise ValueError(
+                f"`past_key_values` must hold as many rows as the input has, {batch_size}, but it holds "
+                f"{held.shape[0]}."
+            )
+
+
+def _fits(layer: CacheLayerMixin, layer_type: str, config) -> bool:
+    """Whether a layer of a cache, empty or not, may be that of a layer of this type and these sizes."""
+    heads, is_gma = config.num_attention_heads, getattr(layer, "_layer_type", None) == "gma"
+    if is_gma != (layer_type == "gma"):
+        return False
+    if not is_gma:
+        is_sliding = getattr(layer, "is_sliding", False)
+        sizes = None if layer.keys is None or layer.keys.numel() == 0 else (layer.keys.shape[1], layer.keys.shape[-1])
+        return is_sliding == (layer_type == "sliding_attention") and sizes in (None, (heads, config.head_dim))
+    if layer.state is None:
+        return True
+    tail = None if layer.conv_tail is None else layer.conv_tail.shape[1:]
+    channels = 2 * heads * config.routing_dim + config.hidden_size
+    expected_tail = (config.conv_kernel_size - 1, channels) if config.conv_kernel_size > 0 else None
+    return layer.state.shape[1:] == (heads, config.num_components, config.head_dim + 1) and tail == expected_tail

@@ -65,9 +65,10 @@ class GMAConfig(PreTrainedConfig):
         routing_dim (`int`, *optional*): d_r, the width of queries and keys of a GMA head; the head width when `None`.
         variance_floor (`float`): eps_sigma in `sigma^2 = softplus(omega) + eps_sigma` (paper section 3.7).
         read_epsilon (`float`): eps in the read `O = GammaQ M / (GammaQ z + eps)`.
-        chunk_size (`int`): tokens per chunk of the causal scan; changes speed and memory, not the result.
-        routing_temperature (`float`): what the scores are scaled by at the start of training (below 1: smoother
-            responsibilities). It goes into the initial variances, or, with `normalize_routing`, into the temperatures.
+        chunk_size (`int`): tokens per chunk of the causal scan, at most 256; changes speed and memory, not the result.
+        routing_temperature (`float`, *optional*): what the scores are scaled by at the start of training (smaller:
+            smoother responsibilities). It goes into the initial variances, or, with `normalize_routing`, into the
+            temperatures. When `None`, 0.2 at routing width 32, and what spreads the scores as far at other widths.
         normalize_routing (`bool`): RMS-normalise queries and keys, and multiply the scores by a learned
             temperature per head and side (reading, writing). Not in the paper; off by default.
         conv_kernel_size (`int`): taps of a depthwise convolution of q, k and v with a residual path (causal, or
@@ -117,30 +118,41 @@ class GMAConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
-    layer_types: list[str] | None = None
+    layer_types: list[str] | tuple[str, ...] | None = None
     sliding_window: int | None = None
     num_components: int = 64
     routing_dim: int | None = None
     variance_floor: float | int = 1e-3
     read_epsilon: float | int = 1e-6
     chunk_size: int = 64
-    routing_temperature: float | int = 0.2
+    routing_temperature: float | int | None = None
     normalize_routing: bool = False
     conv_kernel_size: int = 0
     forget_gate: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.layer_types is None:
-            self.layer_types = ["gma"] * self.num_hidden_layers
-        self._check_values()
-        self.validate_layer_type()
+        self.layer_types = ["gma"] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
+        self.settle()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.routing_dim is None:
             self.routing_dim = self.head_dim
+        if self.routing_temperature is None:
+            self.routing_temperature = 0.2 * math.sqrt(32 / self.routing_dim)
         if self.classifier_dropout is None:
             self.classifier_dropout = self.hidden_dropout_prob
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{**kwargs, "auto_map": self.auto_map})
+
+    def settle(self) -> None:
+        """
+        Checks the values and makes `auto_map` fit them. Models call it too, since `from_pretrained(..., name=value)`
+        sets attributes of a config that has been checked already.
+
+        Raises:
+            ValueError: for a value that is not allowed.
+        """
+        self._check_values()
+        self.validate_layer_type()
         # Only the class that is saved enters the map by itself, but a checkpoint is to open under every Auto class.
         self.auto_map = {**_AUTO_MAP, **(_AUTO_MAP_CAUSAL if self.is_causal else _AUTO_MAP_BIDIRECTIONAL)}
 
@@ -148,6 +160,11 @@ class GMAConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Width of a head: of its values, and of queries and keys in softmax layers."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def initial_variance(self) -> float:
+        """sigma^2 at the start of training: 1, or what scales the scores by `routing_temperature`."""
+        return 1.0 if self.normalize_routing else 1 / self.routing_temperature
 
     @property
     def residual_std(self) -> float:
@@ -163,8 +180,11 @@ class GMAConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
         for name in ("variance_floor", "read_epsilon", "routing_temperature", "layer_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be greater than 0, but it is {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be greater than 0 and finite, but it is {value}.")
+        if self.chunk_size > 256:
+            raise ValueError(f"`chunk_size` must be at most 256, but it is {self.chunk_size}.")
         for name in ("type_vocab_size", "conv_kernel_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 (none) or more, but it is {getattr(self, name)}.")
@@ -179,10 +199,10 @@ class GMAConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, but it is {getattr(self, name)!r}.")
-        if self.variance_floor * self.routing_temperature >= 1:
+        if self.routing_temperature is not None and self.variance_floor >= self.initial_variance:
             raise ValueError(
-                f"`variance_floor` must be less than the variance that `routing_temperature` starts with, "
-                f"{1 / self.routing_temperature}, but it is {self.variance_floor}."
+                f"`variance_floor` must be less than the variance at the start, {self.initial_variance}, but it is "
+                f"{self.variance_floor}."
             )
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 
 # exp(-20) = 2e-9 forgets everything that float32 can tell apart. The bound keeps sums of log decays over a chunk small
-# enough for their differences to be exact.
+# enough for their differences to be good to 5e-4 in the worst case of a chunk of 256 closed gates.
 MIN_LOG_DECAY = -20.0
 
 
@@ -126,12 +126,14 @@ def mix_causal(
         values = append_ones(values)
         if state is None:
             state = values.new_zeros(*values.shape[:2], key_gamma.shape[-1], values.shape[-1])
-        scan = _one_token if values.shape[2] == 1 else _scan_chunks
-        weighted, state = scan(query_gamma, key_gamma, values, state, log_decay, chunk_size)
+        if values.shape[2] == 1:
+            weighted, state = _one_token(query_gamma, key_gamma, values, state, log_decay)
+        else:
+            weighted, state = _scan_chunks(query_gamma, key_gamma, values, state, log_decay, chunk_size)
         return read(weighted, epsilon), state
 
 
-def _one_token(query_gamma, key_gamma, values, state, log_decay, _chunk_size):
+def _one_token(query_gamma, key_gamma, values, state, log_decay):
     if log_decay is not None:
         state = state * log_decay.exp()[..., None]
     state = state + key_gamma.transpose(-1, -2) * values

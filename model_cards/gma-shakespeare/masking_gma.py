@@ -22,11 +22,7 @@ def create_gma_mask(
             packed into one), across whose borders the state would leak.
     """
     if attention_mask is None:
-        if position_ids is not None and not torch.compiler.is_compiling() and bool((position_ids.diff() < 0).any()):
-            raise ValueError(
-                "`position_ids` must not restart within a row, since GMA layers do not keep packed documents apart, "
-                "but they do."
-            )
+        _check_not_packed(position_ids)
         return None
     if attention_mask.ndim != 2:
         raise ValueError(
@@ -35,8 +31,19 @@ def create_gma_mask(
         )
     mask = attention_mask[:, -inputs_embeds.shape[1] :].bool()
     if not torch.compiler.is_compiling() and bool(mask.all()):
+        _check_not_packed(position_ids)
         return None
     return mask.to(inputs_embeds.device)
+
+
+def _check_not_packed(position_ids: torch.Tensor | None) -> None:
+    if position_ids is None or position_ids.shape[-1] == 1 or torch.compiler.is_compiling():
+        return
+    if bool((position_ids.diff() < 0).any()):
+        raise ValueError(
+            "`position_ids` must not restart within a row, since GMA layers do not keep packed documents apart, but "
+            "they do."
+        )
 
 
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["gma"] = create_gma_mask

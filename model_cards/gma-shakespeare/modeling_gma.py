@@ -54,7 +54,7 @@ class GMAEmbeddings(nn.Module):
     def __init__(self, config: GMAConfig):
         super().__init__()
         width = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.word_embeddings = nn.Embedding(config.vocab_size, width)
         self.position_embeddings = None
         if config.position_embedding == "learned":
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
@@ -136,6 +136,10 @@ class GMAPreTrainedModel(PreTrainedModel):
         "attentions": [GaussianMixtureAttention, SoftmaxAttention],
     }
 
+    def __init__(self, config: GMAConfig, *args, **kwargs):
+        config.settle()
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Called for modules that own parameters only: a projection that starts otherwise says so itself (`init_std`)
@@ -157,11 +161,10 @@ class GMAPreTrainedModel(PreTrainedModel):
         means = torch.randn(mixture.means.shape)
         init.copy_(mixture.means, nn.functional.normalize(means, dim=-1) * math.sqrt(means.shape[-1]))
         init.zeros_(mixture.prior_logits)
-        variance = 1 / self.config.routing_temperature
         if mixture.log_temperature is not None:
-            variance = 1.0
             init.constant_(mixture.log_temperature, math.log(self.config.routing_temperature))
-        init.constant_(mixture.raw_variances, math.log(math.expm1(variance - self.config.variance_floor)))
+        softplus = self.config.initial_variance - self.config.variance_floor
+        init.constant_(mixture.raw_variances, softplus + math.log(-math.expm1(-softplus)))
 
 
 class GMAModel(GMAPreTrainedModel):
@@ -220,8 +223,11 @@ class GMAModel(GMAPreTrainedModel):
         Raises:
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given, but both or neither are.")
+        _require_one_input(input_ids, inputs_embeds)
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError(
+                "`cu_seq_lens_q` must be None, since GMA layers do not keep packed documents apart, but it is given."
+            )
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
@@ -286,6 +292,18 @@ class GMAModel(GMAPreTrainedModel):
                 f"reach position {last}."
             )
         return position_ids
+
+
+def _require_one_input(input_ids, inputs_embeds) -> None:
+    given = [x for x in (input_ids, inputs_embeds) if x is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"Exactly one of `input_ids` and `inputs_embeds` must be given, but {'both' if given else 'neither'} are."
+        )
+    if 0 in given[0].shape[:2]:
+        raise ValueError(
+            f"`input_ids` (or `inputs_embeds`) must hold at least one token, but its shape is {list(given[0].shape)}."
+        )
 
 
 def _require_style(model_class: type, config: GMAConfig, is_causal: bool) -> None:
@@ -360,12 +378,14 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
     def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
-        # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one
-        attention_mask = model_kwargs.get("attention_mask")
-        if generation_config.prefill_chunk_size is not None and has_padding_on_the_right(attention_mask):
+        # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one;
+        # a window would count the padding between the prompt and what is generated
+        in_chunks = generation_config.prefill_chunk_size is not None
+        in_window = "sliding_attention" in self.config.layer_types
+        if (in_chunks or in_window) and has_padding_on_the_right(model_kwargs.get("attention_mask")):
             raise ValueError(
-                "`attention_mask` must have its padding on the left where `prefill_chunk_size` is given, but a row "
-                "ends with padding."
+                "`attention_mask` must have its padding on the left where `prefill_chunk_size` is given or "
+                "`layer_types` holds sliding_attention, but a row ends with padding."
             )
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
@@ -486,6 +506,9 @@ def _real_tokens(config: GMAConfig, input_ids, attention_mask, length: int) -> t
 class GMAForSequenceClassification(GMAPreTrainedModel):
     """The GMA network with a classification (or regression) head over whole sequences."""
 
+    # Its loss is a mean over the batch at hand, which Trainer has to average over accumulated batches
+    accepts_loss_kwargs = False
+
     def __init__(self, config: GMAConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -541,6 +564,9 @@ class GMAForSequenceClassification(GMAPreTrainedModel):
 
 class GMAForTokenClassification(GMAPreTrainedModel):
     """The GMA network with a classification head over tokens."""
+
+    # Its loss is a mean over the batch at hand, which Trainer has to average over accumulated batches
+    accepts_loss_kwargs = False
 
     def __init__(self, config: GMAConfig):
         super().__init__(config)
@@ -637,6 +663,9 @@ class GMAForQuestionAnswering(GMAPreTrainedModel):
 class GMAForMultipleChoice(GMAPreTrainedModel):
     """The GMA network with a head that scores each of several continuations."""
 
+    # Its loss is a mean over the batch at hand, which Trainer has to average over accumulated batches
+    accepts_loss_kwargs = False
+
     def __init__(self, config: GMAConfig):
         super().__init__(config)
         self.model = GMAModel(config)
@@ -663,6 +692,7 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         Returns:
             `logits` `[batch, choices]`, and `loss` when labels are given.
         """
+        _require_one_input(input_ids, inputs_embeds)
         num_choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
         input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = (
             None if x is None else x.flatten(0, 1)

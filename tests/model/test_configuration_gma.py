@@ -1,8 +1,11 @@
 """The configuration: its defaults, its two styles, its round trip and what it refuses."""
 
-import pytest
+import math
 
-from gma_hf import GMAConfig
+import pytest
+import torch
+
+from gma_hf import GMAConfig, GMAForCausalLM, GMAModel
 
 
 SLIDING = ["gma", "sliding_attention"]
@@ -15,6 +18,7 @@ REFUSED = [
         ("bidirectional", {name: 0}, [f"`{name}`", "at least 1", "0"])
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     ),
+    ("causal", {"chunk_size": 257}, ["`chunk_size`", "at most 256", "257"]),
     ("causal", {"max_position_embeddings": 0}, ["`max_position_embeddings`", "at least 1", "0"]),
     ("causal", {"read_epsilon": 0.0}, ["`read_epsilon`", "greater than 0", "0.0"]),
     ("causal", {"variance_floor": -1.0}, ["`variance_floor`", "greater than 0", "-1.0"]),
@@ -102,3 +106,53 @@ def test_the_auto_map_names_every_class_of_the_style(is_causal, head):
     tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"]
     expected = {"AutoConfig", "AutoModel", *(f"AutoModelFor{task}" for task in [head, *tasks])}
     assert set(config.auto_map) == expected
+
+
+@pytest.mark.parametrize("choices", [{}, {"normalize_routing": True}], ids=["plain", "normalised"])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@torch.no_grad()
+def test_the_routing_starts_smooth_at_every_width(head_dim, choices):
+    """Posterior entropy near log K, and every component used."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 400, "hidden_size": 4 * head_dim, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = GMAForCausalLM(GMAConfig.gpt2_style(**sizes, **choices)).eval()
+    gammas = []
+    for layer in model.model.layers:
+        layer.attention.mixture.register_forward_hook(lambda module, inputs, gamma: gammas.append(gamma))
+    model(torch.randint(0, 400, (4, 128)))
+    gamma = torch.stack(gammas)
+    assert torch.special.entr(gamma).sum(-1).mean() > 0.8 * math.log(64)
+    assert (gamma.mean(dim=(1, 3)) * 64 > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ({"hidden_size": 25}, "`hidden_size`"),
+        ({"num_hidden_layers": 1}, "`layer_types`"),
+        ({"is_causal": False}, "`forget_gate`"),
+    ],
+)
+def test_a_value_given_when_loading_is_checked(make_config, make_model, tmp_path, override, said):
+    make_model(GMAForCausalLM, make_config("causal_additions")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        GMAModel.from_pretrained(tmp_path, **override)
+
+
+def test_the_style_given_when_loading_decides_the_auto_map(make_config, make_model, tmp_path):
+    make_model(GMAForCausalLM, make_config("causal")).save_pretrained(tmp_path)
+    config = GMAModel.from_pretrained(tmp_path, is_causal=False).config
+    assert "AutoModelForMaskedLM" in config.auto_map and "AutoModelForCausalLM" not in config.auto_map
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+@pytest.mark.parametrize("normalize_routing", [True, False])
+def test_an_extreme_temperature_is_taken_or_refused(make_config, temperature, normalize_routing):
+    choices = {"routing_temperature": temperature, "normalize_routing": normalize_routing}
+    if temperature == 1e3 and not normalize_routing:
+        with pytest.raises(ValueError, match="`variance_floor`"):
+            make_config("causal", **choices)
+        return
+    config = make_config("causal", **choices)
+    mixture = GMAModel(config).layers[0].attention.mixture
+    torch.testing.assert_close(mixture.variances, torch.full_like(mixture.variances, config.initial_variance))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel
 
@@ -201,6 +201,27 @@ def test_a_cache_without_a_config_is_refused(make_config, make_model, base, name
     assert_refused(said, model.generate, ids, past_key_values=DynamicCache(), max_new_tokens=2, pad_token_id=0)
 
 
+@pytest.mark.parametrize("held", ["sliding_attention", "full_attention"])
+def test_a_cache_of_another_softmax_layer_is_refused(make_config, make_model, base, held):
+    wanted = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}[held]
+    ids = torch.ones(2, 5, dtype=torch.long)
+    cache = base("causal", layer_types=["gma", held], sliding_window=3)(ids).past_key_values
+    model = base("causal", layer_types=["gma", wanted], sliding_window=3)
+    assert_refused(["`past_key_values`"], model, ids[:, :1], past_key_values=cache)
+
+
+@pytest.mark.parametrize("overrides", [{"num_attention_heads": 4}, {"hidden_size": 12, "num_attention_heads": 1}])
+def test_a_cache_of_another_softmax_size_is_refused(base, overrides):
+    layer_types, ids = ["full_attention"] * 2, torch.ones(2, 5, dtype=torch.long)
+    cache = base("causal", layer_types=layer_types, **overrides)(ids).past_key_values
+    assert_refused(["`past_key_values`"], base("causal", layer_types=layer_types), ids[:, :1], past_key_values=cache)
+
+
+def test_a_cache_of_another_kind_is_refused(base):
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    assert_refused(["`past_key_values`"], base("causal"), torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
+
+
 def test_a_refused_cache_is_left_as_it_was(make_config, make_model, base):
     cache = cache_of(make_config, make_model, num_components=8)
     before = [layer.state.clone() for layer in cache.layers]
@@ -216,6 +237,20 @@ def test_both_or_neither_of_ids_and_embeddings_are_refused(make_config, make_mod
     ids = torch.ones(1, 3, dtype=torch.long)
     for inputs in ({}, {"input_ids": ids, "inputs_embeds": torch.randn(1, 3, 24)}):
         assert_refused(["`input_ids`", "`inputs_embeds`"], model, **inputs)
+
+
+def test_no_token_at_all_is_refused(base):
+    assert_refused(["`input_ids`", "at least one token", "[2, 0]"], base("causal"), torch.ones(2, 0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 6)], ids=["no mask", "mask of ones"])
+@pytest.mark.parametrize("name", ["causal", "causal_hybrid", "bidirectional"])
+def test_packed_documents_are_refused(base, name, mask):
+    """GMA layers do not keep them apart, so that one would leak into the next."""
+    ids, positions = torch.ones(1, 6, dtype=torch.long), torch.tensor([[0, 1, 2, 0, 1, 2]])
+    assert_refused(["`position_ids`"], base(name), ids, position_ids=positions, attention_mask=mask)
+    borders = torch.tensor([0, 3, 6], dtype=torch.int32)
+    assert_refused(["`cu_seq_lens_q`"], base(name), ids, cu_seq_lens_q=borders, attention_mask=mask)
 
 
 @pytest.mark.parametrize("head", [GMAForMaskedLM, GMAModel])
