@@ -176,7 +176,7 @@ def test_hidden_states(make_config, make_model, name):
 @pytest.mark.parametrize("name", CAUSAL + BIDIRECTIONAL)
 @torch.no_grad()
 def test_attentions(make_config, make_model, assert_close, name, implementation):
-    config = make_config(name)
+    config = make_config(name, read_epsilon=1e-9)  # a row sums to one up to this over the mass it reads
     config._attn_implementation = implementation
     model, inputs = make_model(GMAModel, config), inputs_of(GMAModel)
     mask = inputs["attention_mask"].bool()
@@ -270,7 +270,7 @@ def test_each_choice_is_scored_alone(make_config, make_model, assert_close, name
                 inputs["input_ids"][row, choice][None, None],
                 attention_mask=inputs["attention_mask"][row, choice][None, None],
             )
-            assert_close(outputs.logits[row, choice], single.logits[0, 0], 1e-4)
+            assert_close(outputs.logits[row, choice], single.logits[0, 0], 1e-4, at_least=outputs.logits.abs().max())
     assert_close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"]), 1e-5)
 
 
