@@ -25,7 +25,15 @@ NAMES = {
     "bidirectional": "bidirectional",
     "bidirectional_conv": "bidirectional",
 }
-CODE = {"configuration_gma", "functional_gma", "cache_gma", "masking_gma", "attention_gma", "modeling_gma"}
+CODE = {
+    "configuration_gma",
+    "functional_gma",
+    "cache_gma",
+    "masking_gma",
+    "attention_gma",
+    "blocks_gma",
+    "modeling_gma",
+}
 IDS = torch.arange(1, 23).view(1, 22)
 # Loaded weights lie at other addresses, and what a matrix product rounds depends on how its operands are aligned.
 LAST_DIGITS = 1e-5
