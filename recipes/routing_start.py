@@ -18,7 +18,7 @@ from train_clm import DataArguments, ModelArguments, load_text, load_tokenizer, 
 from transformers import HfArgumentParser, Trainer, TrainingArguments, default_data_collator, set_seed
 
 from gma_hf import GMAConfig, GMAForCausalLM
-from gma_hf.model.attention_gma import GaussianMixture
+from gma_hf.model.attention_gma import GaussianMixtureAttention
 
 
 MODEL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_dropout_prob": 0.0}
@@ -49,8 +49,11 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
 def routing_figures(model: GMAForCausalLM, input_ids: torch.Tensor) -> tuple[float, float]:
     """Mean entropy of the responsibilities of queries and keys, and the number of components in use."""
     gammas = []
-    mixtures = [module for module in model.modules() if isinstance(module, GaussianMixture)]
-    hooks = [mixture.register_forward_hook(lambda _, __, gamma: gammas.append(gamma)) for mixture in mixtures]
+    mixers = [module for module in model.modules() if isinstance(module, GaussianMixtureAttention)]
+    hooks = [
+        mixer.register_forward_pre_hook(lambda mixer, inputs: gammas.extend(mixer.responsibilities(*inputs)))
+        for mixer in mixers
+    ]
     model.eval()(input_ids.to(model.device), use_cache=False)
     for hook in hooks:
         hook.remove()

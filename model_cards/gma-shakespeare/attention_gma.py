@@ -9,17 +9,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_gma import GMAConfig
 from .functional_gma import (
+    ScoreWeights,
     affinity,
     log_forget_gate,
-    mix_bidirectional,
-    mix_causal,
     responsibilities,
     routing_dtype,
+    score_weights,
     short_convolution,
 )
-
-
-QUERY, KEY = 0, 1  # the two sides of a head: reading and writing
+from .mixing_gma import mix_bidirectional, mix_causal
 
 
 class GaussianMixture(nn.Module):
@@ -45,13 +43,16 @@ class GaussianMixture(nn.Module):
         """sigma^2, `[heads, K, d_r]`."""
         return nn.functional.softplus(self.raw_variances) + self.variance_floor
 
-    def forward(self, x: torch.Tensor, side: int, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Responsibilities `[batch, heads, N, K]` of queries or keys `[batch, heads, N, d_r]`, by their `side`."""
-        temperature = None
-        if self.log_temperature is not None:
-            x = nn.functional.rms_norm(x.to(routing_dtype(x)), x.shape[-1:], eps=1e-6)
-            temperature = self.log_temperature[side].exp()
-        return responsibilities(x, self.means, self.variances, self.prior_logits, temperature, mask)
+    def forward(self) -> ScoreWeights:
+        """What turns queries and keys into scores, see `score_weights`."""
+        temperature = None if self.log_temperature is None else self.log_temperature.exp()
+        return score_weights(self.means, self.variances, self.prior_logits, temperature)
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries or keys `[batch, heads, N, d_r]`, RMS-normalised where the config asks for it."""
+        if self.log_temperature is None:
+            return x
+        return nn.functional.rms_norm(x.to(routing_dtype(x)), x.shape[-1:], eps=1e-6)
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor):
@@ -61,6 +62,25 @@ class GaussianMixture(nn.Module):
             return moved
 
         return super()._apply(keep_precision, recurse)
+
+
+class QKVProjection(nn.Linear):
+    """Queries, keys and values of all heads in one product, in that order."""
+
+    def __init__(self, config: GMAConfig):
+        routing_width = config.num_attention_heads * config.routing_dim
+        super().__init__(config.hidden_size, 2 * routing_width + config.hidden_size)
+        self.widths = [routing_width, routing_width, config.hidden_size]
+
+    def initial_weight(self, value_std: float) -> torch.Tensor:
+        """Random weights that make routing vectors of RMS 1, the scale of the means, and values of `value_std`."""
+        routing_std = self.in_features**-0.5
+        return torch.cat(
+            [
+                torch.randn(width, self.in_features) * std
+                for width, std in zip(self.widths, (routing_std, routing_std, value_std))
+            ]
+        )
 
 
 class ShortConvolution(nn.Module):
@@ -102,19 +122,13 @@ class GaussianMixtureAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = config.is_causal
-        routing_width = config.num_attention_heads * config.routing_dim
-        self.widths = [routing_width, routing_width, config.hidden_size]
-        self.q_proj = nn.Linear(config.hidden_size, self.widths[0])
-        self.k_proj = nn.Linear(config.hidden_size, self.widths[1])
-        self.v_proj = nn.Linear(config.hidden_size, self.widths[2])
+        self.qkv_proj = QKVProjection(config)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.mixture = GaussianMixture(config)
         self.convolution = None
         if config.conv_kernel_size > 0:
-            self.convolution = ShortConvolution(sum(self.widths), config.conv_kernel_size, config.is_causal)
+            self.convolution = ShortConvolution(self.qkv_proj.out_features, config.conv_kernel_size, config.is_causal)
         self.forget_gate = ForgetGate(config.hidden_size, config.num_attention_heads) if config.forget_gate else None
-        # Routing vectors of RMS 1, the scale of the means
-        self.q_proj.init_std = self.k_proj.init_std = config.hidden_size**-0.5
         self.o_proj.init_std = config.residual_std
 
     def forward(
@@ -139,8 +153,7 @@ class GaussianMixtureAttention(nn.Module):
         state, tail = (cache.state, cache.conv_tail) if cache is not None else (None, None)
 
         queries, keys, values, tail = self._project(hidden_states, attention_mask, tail)
-        query_gamma = self.mixture(queries, QUERY)
-        key_gamma = self.mixture(keys, KEY, attention_mask)
+        scores = self.mixture()
         log_decay = None
         if self.forget_gate is not None:
             log_decay = self.forget_gate(hidden_states, attention_mask)
@@ -148,26 +161,26 @@ class GaussianMixtureAttention(nn.Module):
         epsilon = self.config.read_epsilon
         weights = None
         if output_attentions:
-            weights = affinity(query_gamma, key_gamma, epsilon, self.is_causal, state, log_decay)
+            gammas = responsibilities(queries, keys, scores, attention_mask)
+            weights = affinity(*gammas, epsilon, self.is_causal, state, log_decay)
+        inputs = (queries, keys, values, scores, epsilon)
         if self.is_causal:
-            output, state = mix_causal(
-                query_gamma, key_gamma, values, epsilon, self.config.chunk_size, state, log_decay
-            )
+            output, state = mix_causal(*inputs, self.config.chunk_size, attention_mask, log_decay, state=state)
         else:
-            output, state = mix_bidirectional(query_gamma, key_gamma, values, epsilon)
+            output, _ = mix_bidirectional(*inputs, attention_mask)
         if cache is not None:
             cache.update(state, tail, hidden_states.shape[1])
-
-        output = output.to(hidden_states.dtype).transpose(1, 2).flatten(2)
-        return self.o_proj(output), weights
+        return self.o_proj(output.transpose(1, 2).flatten(2)), weights
 
     def _project(self, hidden_states, mask, tail):
-        projected = [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)]
+        projected = self.qkv_proj(hidden_states)
         if self.convolution is not None:
-            mixed, tail = self.convolution(torch.cat(projected, dim=-1), mask, tail)
-            projected = mixed.split(self.widths, dim=-1)
+            projected, tail = self.convolution(projected, mask, tail)
         heads = self.config.num_attention_heads
-        return *(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected), tail
+        queries, keys, values = (
+            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected.split(self.qkv_proj.widths, dim=-1)
+        )
+        return self.mixture.normalize(queries), self.mixture.normalize(keys), values, tail
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):

@@ -1,10 +1,12 @@
 """
-Gaussian Mixture Attention as pure functions on tensors: responsibilities, mixing over a sequence, one-token step.
+The equations of Gaussian Mixture Attention as pure functions on tensors; `mixing_gma` mixes sequences with them.
 
 Shapes, throughout: B batch, H heads, N tokens, K components, d_r routing width, d_v value width. A *state* is one
 tensor `[B, H, K, d_v + 1]`: the memory M in its first d_v columns and the mass z in the last one. Responsibilities and
 states are float32, whatever the dtype of the inputs (float64 for float64 inputs).
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,48 +22,76 @@ def routing_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def responsibilities(
-    x: torch.Tensor,
+class ScoreWeights(NamedTuple):
+    """
+    The scores of both sides as one linear map of the features `[x * x, x]` of centred x: `features @ weights +
+    constant`, the first index being the side (0: queries, which read; 1: keys, which write).
+    """
+
+    weights: torch.Tensor  # [2, H, 2 d_r, K]
+    constant: torch.Tensor  # [2, H, K]
+    centre: torch.Tensor  # [H, d_r]
+
+
+def score_weights(
     means: torch.Tensor,
     variances: torch.Tensor,
     prior_logits: torch.Tensor,
     temperature: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> ScoreWeights:
     """
-    Posterior responsibilities `gamma_k(x) = softmax_k(log pi_k + log N(x; mu_k, diag(sigma_k^2)))` (paper eq. 2).
+    What turns queries and keys into scores `log pi_k + log N(x; mu_k, diag(sigma_k^2))` (paper eq. 2), up to what is
+    the same for all components of a head and drops out of the softmax.
 
-    The scores come out of one matrix product of `[x * x, x]`. What is the same for all components of a head drops out
-    of the softmax, so a common centre is taken off x and the means and a common precision off the squares: expanding
-    `(x - mu)^2` without that cancels badly in float32.
+    That is why a common centre may be taken off x and the means, and a common precision off the squares: expanding
+    `(x - mu)^2` without it cancels badly in float32. For the same reason the centre is a constant to the gradient.
 
     Args:
-        x: queries or keys, `[B, H, N, d_r]`.
         means: mu, `[H, K, d_r]`.
         variances: sigma^2, `[H, K, d_r]`, positive.
         prior_logits: alpha with `pi = softmax(alpha)`, `[H, K]`.
-        temperature: factor on the scores of a head, `[H]`, or None for 1.
-        mask: `[B, N]`, False where a token must not write; its responsibilities become zero.
+        temperature: factor on the scores per side and head, `[2, H]`, or None for 1.
 
     Returns:
-        `[B, H, N, K]`, float32 (float64 for float64 inputs), each row summing to one, or to zero where masked.
+        Float32 tensors (float64 for float64 parameters).
     """
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        dtype = routing_dtype(x)
+    with torch.autocast(device_type=means.device.type, enabled=False):
+        dtype = routing_dtype(means)
         means, variances, prior_logits = means.to(dtype), variances.to(dtype), prior_logits.to(dtype)
-        centre = means.mean(dim=1, keepdim=True)
-        x, means = x.to(dtype) - centre, means - centre
+        centre = means.detach().mean(dim=1)
+        means = means - centre[:, None]
         precision = variances.reciprocal()
-        quadratic = -0.5 * (precision - precision.mean(dim=1, keepdim=True))
         linear = means * precision
         constant = prior_logits - 0.5 * (variances.log() + means * linear).sum(dim=-1)
-        if temperature is not None:
-            scale = temperature.to(dtype)[:, None, None]
-            quadratic, linear, constant = quadratic * scale, linear * scale, constant * scale[..., 0]
-        weights = torch.cat([quadratic, linear], dim=-1)
-        scores = torch.cat([x * x, x], dim=-1) @ weights.transpose(-1, -2) + constant[:, None, :]
-        gamma = scores.softmax(dim=-1)
-        return gamma if mask is None else gamma * mask[:, None, :, None]
+        quadratic = -0.5 * (precision - precision.mean(dim=1, keepdim=True))
+        weights = torch.cat([quadratic, linear], dim=-1).transpose(1, 2)
+        if temperature is None:
+            return ScoreWeights(weights.expand(2, -1, -1, -1), constant.expand(2, -1, -1), centre)
+        temperature = temperature.to(dtype)[..., None]
+        return ScoreWeights(weights * temperature[..., None], constant * temperature, centre)
+
+
+def responsibilities(
+    queries: torch.Tensor, keys: torch.Tensor, scores: ScoreWeights, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Posterior responsibilities `gamma_k(x) = softmax_k(log pi_k + log N(x; mu_k, diag(sigma_k^2)))` (paper eq. 2).
+
+    Args:
+        queries, keys: `[B, H, N, d_r]`.
+        scores: from `score_weights`.
+        mask: `[B, N]`, False where a token must not write; the responsibilities of its key become zero.
+
+    Returns:
+        Those of queries and of keys, `[B, H, N, K]`, float32 (float64 for float64 parameters), each row summing to
+        one, or to zero where masked.
+    """
+    with torch.autocast(device_type=queries.device.type, enabled=False):
+        x = torch.stack([queries, keys]).to(scores.centre.dtype) - scores.centre[:, None]
+        features = torch.cat([x * x, x], dim=-1)
+        gamma = (features @ scores.weights[:, None] + scores.constant[:, None, :, None]).softmax(dim=-1)
+        query_gamma, key_gamma = gamma
+        return query_gamma, key_gamma if mask is None else key_gamma * mask[:, None, :, None]
 
 
 def append_ones(values: torch.Tensor) -> torch.Tensor:
@@ -74,115 +104,11 @@ def read(weighted: torch.Tensor, epsilon: float) -> torch.Tensor:
     return weighted[..., :-1] / (weighted[..., -1:] + epsilon)
 
 
-def mix_bidirectional(
-    query_gamma: torch.Tensor,
-    key_gamma: torch.Tensor,
-    values: torch.Tensor,
-    epsilon: float,
-    state: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Every token reads what all tokens wrote: `M = GammaK^T V`, `z = GammaK^T 1`, `O = GammaQ M / (GammaQ z + eps)`.
-
-    Args:
-        query_gamma, key_gamma: responsibilities `[B, H, N, K]`; masked keys have zero rows.
-        values: `[B, H, N, d_v]`.
-        epsilon: eps of the read.
-        state: what else has been written, `[B, H, K, d_v + 1]`, or None for nothing.
-
-    Returns:
-        The output `[B, H, N, d_v]` (zeros for a row that has nothing to read) and the state with all tokens in it.
-    """
-    with torch.autocast(device_type=values.device.type, enabled=False):
-        written = key_gamma.transpose(-1, -2) @ append_ones(values)
-        state = written if state is None else state + written
-        return read(query_gamma @ state, epsilon), state
-
-
-def mix_causal(
-    query_gamma: torch.Tensor,
-    key_gamma: torch.Tensor,
-    values: torch.Tensor,
-    epsilon: float,
-    chunk_size: int,
-    state: torch.Tensor | None = None,
-    log_decay: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Token i reads what tokens j <= i wrote (paper 3.6): `state_i = exp(log_decay_i) state_{i-1} + gammaK_i^T v'_i`.
-
-    Args:
-        query_gamma, key_gamma: responsibilities `[B, H, N, K]`; masked keys have zero rows.
-        values: `[B, H, N, d_v]`.
-        epsilon: eps of the read.
-        chunk_size: tokens per chunk; changes speed and memory, not the result.
-        state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
-        log_decay: log of the forget gate, `[B, H, N]`, at most 0 (0 at masked tokens), or None for no forgetting.
-
-    Returns:
-        The output `[B, H, N, d_v]` and the state after the last token.
-    """
-    with torch.autocast(device_type=values.device.type, enabled=False):
-        values = append_ones(values)
-        if state is None:
-            state = values.new_zeros(*values.shape[:2], key_gamma.shape[-1], values.shape[-1])
-        if values.shape[2] == 1:
-            weighted, state = _one_token(query_gamma, key_gamma, values, state, log_decay)
-        else:
-            weighted, state = _scan_chunks(query_gamma, key_gamma, values, state, log_decay, chunk_size)
-        return read(weighted, epsilon), state
-
-
-def _one_token(query_gamma, key_gamma, values, state, log_decay):
-    if log_decay is not None:
-        state = state * log_decay.exp()[..., None]
-    state = state + key_gamma.transpose(-1, -2) * values
-    return query_gamma @ state, state
-
-
-def _scan_chunks(query_gamma, key_gamma, values, state, log_decay, chunk_size):
-    """Inside a chunk a masked (or decay-weighted) product of responsibilities, across chunks a prefix of states."""
-    length = values.shape[2]
-    chunk_size = min(chunk_size, length)
-    query_gamma, key_gamma, values = (_split(t, chunk_size) for t in (query_gamma, key_gamma, values))
-    affinity = query_gamma @ key_gamma.transpose(-1, -2)
-    if log_decay is None:
-        affinity = affinity.tril()
-        written = key_gamma.transpose(-1, -2) @ values
-        after = written.cumsum(dim=2) + state[:, :, None]
-        before = torch.cat([state[:, :, None], after[:, :, :-1]], dim=2)
-        state = after[:, :, -1]
-    else:
-        elapsed = _split(log_decay[..., None], chunk_size)[..., 0].cumsum(dim=-1)
-        affinity = affinity * _decay_between(elapsed)
-        total = elapsed[..., -1:]
-        written = (key_gamma * (total - elapsed).exp()[..., None]).transpose(-1, -2) @ values
-        query_gamma = query_gamma * elapsed.exp()[..., None]
-        before, state = _prefix_states(written, total.exp()[..., None], state)
-    weighted = affinity @ values + query_gamma @ before
-    return weighted.flatten(2, 3)[:, :, :length], state
-
-
-def _split(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """`[B, H, N, d]` to `[B, H, chunks, chunk_size, d]`, with zeros behind the last token."""
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % chunk_size))
-    return x.unflatten(2, (-1, chunk_size))
-
-
-def _decay_between(elapsed: torch.Tensor) -> torch.Tensor:
+def decay_between(elapsed: torch.Tensor) -> torch.Tensor:
     """`exp(sum of log decays in (j, i])` for j <= i and 0 above the diagonal: `[..., C]` to `[..., C, C]`."""
     size = elapsed.shape[-1]
     future = torch.ones(size, size, dtype=torch.bool, device=elapsed.device).triu(1)
     return (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(future, float("-inf")).exp()
-
-
-def _prefix_states(written, decay, state):
-    """The state before each chunk, `[B, H, chunks, K, d_v + 1]`, and the state after the last one."""
-    before = []
-    for chunk_decay, chunk_written in zip(decay.unbind(2), written.unbind(2)):
-        before.append(state)
-        state = chunk_decay * state + chunk_written
-    return torch.stack(before, dim=2), state
 
 
 def log_forget_gate(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -221,7 +147,7 @@ def affinity(
         weights = query_gamma @ key_gamma.transpose(-1, -2)
         elapsed = None if log_decay is None else log_decay.cumsum(dim=-1)
         if elapsed is not None:
-            weights = weights * _decay_between(elapsed)
+            weights = weights * decay_between(elapsed)
         elif causal:
             weights = weights.tril()
         mass = weights.sum(dim=-1, keepdim=True)

@@ -29,6 +29,7 @@ from .attention_gma import (
     ForgetGate,
     GaussianMixture,
     GaussianMixtureAttention,
+    QKVProjection,
     ShortConvolution,
     SoftmaxAttention,
 )
@@ -82,6 +83,8 @@ class GMAPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         if isinstance(module, GaussianMixture):
             self._init_mixture(module)
+        elif isinstance(module, QKVProjection):
+            init.copy_(module.weight, module.initial_weight(self.config.initializer_range))
         elif isinstance(module, ShortConvolution):
             init.zeros_(module.weight)
         elif isinstance(module, ForgetGate):

@@ -1,0 +1,96 @@
+"""
+Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidirectional_gma`, one token by plain tensor
+operations. Shapes as in `functional_gma`.
+"""
+
+import torch
+from torch import Tensor
+
+from .bidirectional_gma import bidirectional_mix
+from .causal_gma import causal_scan
+from .functional_gma import ScoreWeights, append_ones, read, responsibilities, routing_dtype
+
+
+def mix_causal(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scores: ScoreWeights,
+    epsilon: float,
+    chunk_size: int,
+    mask: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    segments: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Token i reads what tokens j <= i wrote (paper 3.6): `state_i = exp(log_decay_i) state_{i-1} + gammaK_i^T v'_i`.
+
+    Args:
+        queries, keys: `[B, H, N, d_r]`.
+        values: `[B, H, N, d_v]`.
+        scores: weights of the scores on both sides, from `score_weights`.
+        epsilon: eps of the read.
+        chunk_size: tokens per chunk; changes speed and memory, not the result.
+        mask: `[B, N]`, False where a token must not write, or None.
+        log_decay: log of the forget gate, `[B, H, N]`, at most 0 (0 at masked tokens), or None for no forgetting.
+        segments: `[B, N]`, never falling along a row: a token reads what its own segment wrote, and `state` is what
+            segment 0 wrote. None for one segment.
+        state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
+
+    Returns:
+        The output `[B, H, N, d_v]` in the dtype of the values (zeros for a token that has nothing to read), and the
+        state after the last token, float32 (float64 for float64 inputs).
+    """
+    state = _zero_state(values, scores) if state is None else state
+    if values.shape[2] == 1:
+        return _one_token(queries, keys, values, scores, epsilon, mask, log_decay, segments, state)
+    tensors = (queries, keys, values, *scores, mask, log_decay, segments, state)
+    output, state, *_ = causal_scan(*tensors, epsilon, chunk_size, torch.is_grad_enabled())
+    return output, state
+
+
+def mix_bidirectional(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scores: ScoreWeights,
+    epsilon: float,
+    mask: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Every token reads what all tokens wrote: `M = GammaK^T V`, `z = GammaK^T 1`, `O = GammaQ M / (GammaQ z + eps)`.
+
+    Args:
+        queries, keys: `[B, H, N, d_r]`.
+        values: `[B, H, N, d_v]`.
+        scores: weights of the scores on both sides, from `score_weights`.
+        epsilon: eps of the read.
+        mask: `[B, N]`, False where a token must not write, or None.
+        state: what else has been written, `[B, H, K, d_v + 1]`, or None for nothing.
+
+    Returns:
+        The output `[B, H, N, d_v]` in the dtype of the values (zeros where there is nothing to read), and the state
+        with all tokens in it.
+    """
+    state = _zero_state(values, scores) if state is None else state
+    output, state, _ = bidirectional_mix(queries, keys, values, *scores, mask, state, epsilon)
+    return output, state
+
+
+def _zero_state(values: Tensor, scores: ScoreWeights) -> Tensor:
+    batch, heads, _, width = values.shape
+    shape = (batch, heads, scores.constant.shape[-1], width + 1)
+    return torch.zeros(shape, dtype=routing_dtype(values), device=values.device)
+
+
+def _one_token(queries, keys, values, scores, epsilon, mask, log_decay, segments, state):
+    with torch.autocast(device_type=values.device.type, enabled=False):
+        query_gamma, key_gamma = responsibilities(queries, keys, scores, mask)
+        if log_decay is not None:
+            state = state * log_decay.exp()[..., None]
+        if segments is not None:
+            state = state * (segments == 0)[:, None, :, None]
+        state = state + key_gamma.transpose(-1, -2) * append_ones(values)
+        return read(query_gamma @ state, epsilon).to(values.dtype), state
