@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint cards clean
+.PHONY: demo test test-kernels lint cards clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -18,6 +18,14 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+# In Triton's interpreter, on the CPU. The rest of the tests does without Triton.
+$(VENV)/installed-fla: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[fla]"
+	touch $@
+
+test-kernels: $(VENV)/installed-fla
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

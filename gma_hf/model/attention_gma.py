@@ -165,7 +165,14 @@ class GaussianMixtureAttention(nn.Module):
             weights = affinity(*gammas, epsilon, self.is_causal, state, log_decay)
         inputs = (queries, keys, values, scores, epsilon)
         if self.is_causal:
-            output, state = mix_causal(*inputs, self.config.chunk_size, attention_mask, log_decay, state=state)
+            output, state = mix_causal(
+                *inputs,
+                self.config.chunk_size,
+                attention_mask,
+                log_decay,
+                state=state,
+                backend=self.config.mixer_backend,
+            )
         else:
             output, _ = mix_bidirectional(*inputs, attention_mask)
         if cache is not None:

@@ -13,6 +13,7 @@ CHOICES = {
     "norm_position": ("pre", "post"),
     "position_embedding": ("learned", "none"),
     "hidden_act": tuple(ACT2FN),
+    "mixer_backend": ("auto", "torch", "fla"),
 }
 
 # When Trainer resumes, it opens config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
@@ -75,6 +76,10 @@ class GMAConfig(PreTrainedConfig):
             centred in a bidirectional model, then odd); 0 means none. Not in the paper; off by default.
         forget_gate (`bool`): one data-dependent decay in (0, 1) per head and token on the whole state, memory and
             mass alike. Causal only. Not in the paper; off by default.
+        mixer_backend (`"auto"`, `"torch"` or `"fla"`): what computes the causal mixer: PyTorch alone, or
+            flash-linear-attention (`pip install gma-hf[fla]`, CUDA only; its matrix products are in TF32, and
+            `torch.compile` breaks the graph there). `"auto"` takes the latter on CUDA where it is installed. One token
+            at a time, float64 and bidirectional models are always computed by PyTorch.
 
     Raises:
         ValueError: for a value that is not allowed; the sentence names the argument, its value and what is allowed.
@@ -129,6 +134,7 @@ class GMAConfig(PreTrainedConfig):
     normalize_routing: bool = False
     conv_kernel_size: int = 0
     forget_gate: bool = False
+    mixer_backend: str = "auto"
 
     def __post_init__(self, **kwargs):
         self.layer_types = ["gma"] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
@@ -212,6 +218,10 @@ class GMAConfig(PreTrainedConfig):
         if not self.is_causal and self.forget_gate:
             raise ValueError(
                 "`forget_gate` must be False in a bidirectional model (`is_causal=False`), but it is True."
+            )
+        if not self.is_causal and self.mixer_backend == "fla":
+            raise ValueError(
+                "`mixer_backend` must be auto or torch in a bidirectional model (`is_causal=False`), but it is 'fla'."
             )
         if not self.is_causal and self.conv_kernel_size > 0 and self.conv_kernel_size % 2 == 0:
             raise ValueError(

@@ -1,6 +1,6 @@
 """
-Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidirectional_gma`, one token by plain tensor
-operations. Shapes as in `functional_gma`.
+Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidirectional_gma`, or by those of
+flash-linear-attention on a GPU, one token by plain tensor operations. Shapes as in `functional_gma`.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .bidirectional_gma import bidirectional_mix
 from .causal_gma import causal_scan
+from .fla_gma import mix_with_fla, uses_fla
 from .functional_gma import ScoreWeights, append_ones, read, responsibilities, routing_dtype
 
 
@@ -22,6 +23,7 @@ def mix_causal(
     log_decay: Tensor | None = None,
     segments: Tensor | None = None,
     state: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """
     Token i reads what tokens j <= i wrote (paper 3.6): `state_i = exp(log_decay_i) state_{i-1} + gammaK_i^T v'_i`.
@@ -31,17 +33,25 @@ def mix_causal(
         values: `[B, H, N, d_v]`.
         scores: weights of the scores on both sides, from `score_weights`.
         epsilon: eps of the read.
-        chunk_size: tokens per chunk; changes speed and memory, not the result.
+        chunk_size: tokens per chunk of the torch path; changes speed and memory, not the result.
         mask: `[B, N]`, False where a token must not write, or None.
         log_decay: log of the forget gate, `[B, H, N]`, at most 0 (0 at masked tokens), or None for no forgetting.
         segments: `[B, N]`, never falling along a row: a token reads what its own segment wrote, and `state` is what
             segment 0 wrote. None for one segment.
         state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
+        backend: `"torch"`, `"fla"` (flash-linear-attention) or `"auto"`: `"fla"` on a GPU where it is installed.
+            One token, segments and float64 go through torch in any case.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros for a token that has nothing to read), and the
         state after the last token, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: for a `backend` that is unknown, or `"fla"` where it is not installed or not on a GPU.
     """
+    is_for_fla = values.shape[2] > 1 and segments is None and routing_dtype(values) == torch.float32
+    if uses_fla(backend, values.device) and is_for_fla:
+        return mix_with_fla(queries, keys, values, scores, epsilon, mask, log_decay, state)
     state = _zero_state(values, scores) if state is None else state
     if values.shape[2] == 1:
         return _one_token(queries, keys, values, scores, epsilon, mask, log_decay, segments, state)

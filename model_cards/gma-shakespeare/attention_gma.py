@@ -165,12 +165,26 @@ class GaussianMixtureAttention(nn.Module):
             weights = affinity(*gammas, epsilon, self.is_causal, state, log_decay)
         inputs = (queries, keys, values, scores, epsilon)
         if self.is_causal:
-            output, state = mix_causal(*inputs, self.config.chunk_size, attention_mask, log_decay, state=state)
+            output, state = mix_causal(
+                *inputs,
+                self.config.chunk_size,
+                attention_mask,
+                log_decay,
+                state=state,
+                backend=self.config.mixer_backend,
+            )
         else:
             output, _ = mix_bidirectional(*inputs, attention_mask)
         if cache is not None:
             cache.update(state, tail, hidden_states.shape[1])
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights
+
+    def responsibilities(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the queries and of the keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, K]` each."""
+        queries, keys, *_ = self._project(hidden_states, attention_mask, None)
+        return responsibilities(queries, keys, self.mixture(), attention_mask)
 
     def _project(self, hidden_states, mask, tail):
         projected = self.qkv_proj(hidden_states)

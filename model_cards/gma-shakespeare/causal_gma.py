@@ -119,14 +119,19 @@ class _CausalScan:
         writing = _times(key_gamma, decay and decay.write)
         written = torch.bmm(writing.mT, values, out=work("written", len(values), components, width))
         before = work("before", rows, len(values) // rows, components, width)
+        before[:, 0] = state
+        after = [*before.unbind(1)[1:], torch.empty_like(state)]
         for chunk, new in enumerate(written.view(before.shape).unbind(1)):
-            before[:, chunk] = state
-            state = _times(state, decay and decay.carry[:, chunk]) + new
-        return _Chunks(x, gamma, query_gamma, key_gamma, values, affinity, decay, before.flatten(0, 1), state)
+            _carry_on(before[:, chunk], decay and decay.carry[:, chunk], new, out=after[chunk])
+        return _Chunks(x, gamma, query_gamma, key_gamma, values, affinity, decay, before.flatten(0, 1), after[-1])
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
+
+
+def _carry_on(x: Tensor, factor: Tensor | None, new: Tensor, out: Tensor) -> Tensor:
+    return torch.add(x, new, out=out) if factor is None else torch.addcmul(new, x, factor, out=out)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::causal", mutates_args=())
@@ -219,11 +224,14 @@ def _backward(
             before = c.before.unflatten(0, (len(state), -1))
             grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *c.before.shape)).view(before.shape)
             grad_written, grad_carry = work("grad_written", *before.shape), work("grad_carry", *before.shape[:2])
+            grad_written[:, -1] = running
+            earlier = [torch.empty_like(running), *grad_written.unbind(1)[:-1]]
             for chunk in reversed(range(before.shape[1])):
-                grad_written[:, chunk] = running
+                here = grad_written[:, chunk]
                 if log_decay is not None:
-                    torch.sum(running * before[:, chunk], dim=(-2, -1), out=grad_carry[:, chunk])
-                running = _times(running, c.decay and c.decay.carry[:, chunk]) + grad_before[:, chunk]
+                    torch.sum(here * before[:, chunk], dim=(-2, -1), out=grad_carry[:, chunk])
+                _carry_on(here, c.decay and c.decay.carry[:, chunk], grad_before[:, chunk], out=earlier[chunk])
+            running = earlier[0]
             grad_written = grad_written.flatten(0, 1)
 
             grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))

@@ -3,6 +3,7 @@ What mixing in blocks stands on: buffers that are used again, the cut of a seque
 block, forward and backward by hand. Heads come before the batch here, since the score weights are per head.
 """
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -16,16 +17,24 @@ BLOCK_ROWS_CPU, BLOCK_ROWS = 2**12, 2**19
 KEPT_ROWS = 2**13
 
 
+_CPU_BUFFERS = threading.local()
+
+
 class Workspace:
-    """Buffers by name, used again for each block: fresh memory costs as much as the arithmetic on it."""
+    """
+    Buffers by name, used again for each block, and on a CPU for each call of a thread: there, fresh memory costs as
+    much as the arithmetic on it. Their size is that of a block, whatever the sequence.
+    """
 
     def __init__(self, like: torch.Tensor):
-        self.like, self.buffers = like, {}
+        self.like = like
+        self.buffers = vars(_CPU_BUFFERS).setdefault(like.dtype, {}) if like.device.type == "cpu" else {}
 
     def __call__(self, name: str, *shape: int) -> torch.Tensor:
         size = torch.Size(shape).numel()
         if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.like.new_empty(size)
+            with torch.inference_mode(False):  # or gradients could not use it later
+                self.buffers[name] = torch.empty(size, dtype=self.like.dtype, device=self.like.device)
         return self.buffers[name][:size].view(shape)
 
 
@@ -133,10 +142,11 @@ class RoutingGradients:
         grad = torch.bmm(grad, self.transposed_weights, out=work("grad_features", *features.shape))
         width = features.shape[-1] // 2
         squares, grad = grad.split(width, dim=-1)
-        grad.addcmul_(features[..., width:], squares, value=2)
-        for target, source in zip(self.inputs, grad.unflatten(0, (len(self.inputs), -1))):
+        sides = (x.unflatten(0, (len(self.inputs), -1)) for x in (grad, features[..., width:], squares))
+        for target, grad, x, squares in zip(self.inputs, *sides):
             target = target.transpose(0, 1)[:, :, block.start : block.stop]
-            target.copy_(source.view(target.shape))
+            grad, x, squares = (t.view(target.shape) for t in (grad, x, squares))
+            torch.addcmul(grad, x, squares, value=2, out=target)
 
 
 def rows_first(state: torch.Tensor) -> torch.Tensor:

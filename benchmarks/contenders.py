@@ -1,0 +1,93 @@
+"""The sequence mixers that are compared: functions of queries, keys and values `[batch, heads, N, width]`, causal."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import MambaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer
+
+from gma_hf.model.functional_gma import append_ones, read, responsibilities, score_weights
+from gma_hf.model.mixing_gma import mix_causal
+
+
+EPSILON, CHUNK = 1e-6, 64
+Mixer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Mixture(nn.Module):
+    """Random parameters of K components per head."""
+
+    def __init__(self, heads: int, components: int, width: int):
+        super().__init__()
+        self.means = nn.Parameter(torch.randn(heads, components, width))
+        self.variances = nn.Parameter(torch.rand(heads, components, width) + 1)
+        self.prior_logits = nn.Parameter(torch.zeros(heads, components))
+
+    def scores(self):  # noqa: ANN201
+        return score_weights(self.means, self.variances, self.prior_logits)
+
+
+class GMA(Mixture):
+    """The mixer of this package."""
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return mix_causal(queries, keys, values, self.scores(), EPSILON, CHUNK)[0]
+
+
+class CumsumGMA(Mixture):
+    """The textbook form: the state after every token, as a cumulative sum of outer products."""
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        query_gamma, key_gamma = responsibilities(queries, keys, self.scores())
+        states = (key_gamma[..., None] * append_ones(values)[..., None, :]).cumsum(dim=2)
+        return read((query_gamma[..., None, :] @ states)[..., 0, :], EPSILON).to(values.dtype)
+
+
+class Softmax(nn.Module):
+    """`scaled_dot_product_attention`, whatever PyTorch chooses for it."""
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+
+class Linear(nn.Module):
+    """Linear attention with the features elu(x) + 1 (Katharopoulos et al., 2020), in the same chunks, by autograd."""
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        length = values.shape[2]
+        values = append_ones(values)
+        padding = (0, 0, 0, -length % CHUNK)
+        queries, keys, extended = (
+            F.pad(x, padding).unflatten(2, (-1, CHUNK))
+            for x in (F.elu(queries).to(values.dtype) + 1, F.elu(keys).to(values.dtype) + 1, values)
+        )
+        written = keys.mT @ extended
+        before = written.cumsum(dim=2) - written
+        weighted = (queries @ keys.mT).tril() @ extended + queries @ before
+        return read(weighted.flatten(2, 3)[:, :, :length], EPSILON)
+
+
+class Mamba(nn.Module):
+    """Transformers' Mamba mixer, whose inner width is heads x width; its own projections are part of its time."""
+
+    def __init__(self, heads: int, width: int):
+        super().__init__()
+        config = MambaConfig(hidden_size=heads * width // 2, expand=2, num_hidden_layers=1)
+        self.mixer = MambaMixer(config, layer_idx=0)
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        hidden_states = values.transpose(1, 2).flatten(2)
+        return self.mixer(hidden_states[..., : hidden_states.shape[-1] // 2])
+
+
+def contenders(heads: int, width: int, components: int) -> dict[str, nn.Module]:
+    """All of them, by name."""
+    return {
+        "GMA": GMA(heads, components, width),
+        "softmax (SDPA)": Softmax(),
+        "linear (elu + 1)": Linear(),
+        "GMA by cumsum": CumsumGMA(heads, components, width),
+        "Mamba": Mamba(heads, width),
+    }

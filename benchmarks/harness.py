@@ -1,0 +1,136 @@
+"""What the benchmarks share: timing side by side, peak memory, the machine in words, tables, JSON and plots."""
+
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import torch
+import transformers
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+# A figure by contender and by length (tokens), absent where it was left out.
+Figures = dict[str, dict[int, float]]
+
+
+def machine(device: str) -> str:
+    """The machine and the versions, in one line."""
+    if device == "cuda":
+        hardware = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        hardware = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{hardware}; torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def time_side_by_side(
+    calls: dict[str, Callable[[], object]], device: str, rounds: int, limit: float
+) -> dict[str, float]:
+    """
+    Median seconds of each call. They take turns, so that whatever else the machine does falls on all of them; what
+    takes longer than `limit` seconds in its first turn is not called again.
+    """
+    seconds = {name: [] for name in calls}
+    for call in calls.values():  # warm up: allocator, threads, kernels
+        call()
+    for turn in range(rounds):
+        for name, call in calls.items():
+            if turn == 0 or seconds[name][0] <= limit:
+                seconds[name].append(_seconds(call, device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _resident(field: str) -> int:
+    """A field of /proc/self/status in bytes: VmRSS, what is resident, or VmHWM, its peak."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def _peak_of_process(make_call: Callable[[], Callable[[], object]], pipe) -> None:  # noqa: ANN001
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    make_call()()
+    pipe.send(_resident("VmHWM") - before)
+
+
+def peak_bytes(make_call: Callable[[], Callable[[], object]], device: str) -> int:
+    """
+    Peak memory of making a call with its inputs and calling it once, inputs and gradients included. On a CPU (Linux
+    only) each is measured in a fresh process, so that `make_call` must be picklable.
+    """
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        make_call()()
+        return torch.cuda.max_memory_allocated() - before
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gma_hf", "matplotlib.pyplot", "transformers.models.mamba.modeling_mamba"])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_peak_of_process, args=(make_call, there))
+    process.start()
+    there.close()
+    peak = here.recv()
+    process.join()
+    return peak
+
+
+def table(title: str, figures: Figures, unit: str) -> str:
+    """Lengths as rows, contenders as columns."""
+    lengths = sorted({length for column in figures.values() for length in column})
+    lines = [
+        f"\n{title} ({unit})",
+        "tokens".rjust(8) + "".join(name.rjust(max(14, len(name) + 2)) for name in figures),
+    ]
+    for length in lengths:
+        cells = []
+        for name, column in figures.items():
+            value = column.get(length)
+            cells.append(("-" if value is None else f"{value:,.4g}").rjust(max(14, len(name) + 2)))
+        lines.append(f"{length:>8,}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def plot(path: Path, panels: dict[str, tuple[Figures, str]], caption: str) -> None:
+    """One panel per title, both axes logarithmic: tokens, and the figure in its unit."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
+    for axis, (title, (figures, unit)) in zip(axes[0], panels.items()):
+        for name, column in figures.items():
+            points = sorted(column.items())
+            if points:
+                axis.plot(*zip(*points), marker="o", markersize=3, label=name)
+        axis.set(title=title, xlabel="tokens", ylabel=unit, xscale="log", yscale="log")
+        axis.grid(True, which="major", alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.suptitle(caption, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def save(folder: Path, name: str, report: dict, panels: dict[str, tuple[Figures, str]]) -> None:
+    """Prints the tables and writes `name.json` and `name.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(report["machine"])
+    for title, (figures, unit) in panels.items():
+        print(table(title, figures, unit))
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot(folder / f"{name}.png", panels, report["machine"])

@@ -1,0 +1,159 @@
+"""
+Speed and memory of the mixers alone, causal, side by side in one run: forward, forward and backward, peak memory.
+
+    python benchmarks/mixer.py                       # two CPU cores, float32: about 25 minutes
+    python benchmarks/mixer.py --lengths 512 1024    # a few minutes
+    python benchmarks/mixer.py --device cuda --dtype bfloat16 --batch_size 8 --rounds 20
+
+`--floor` also times the matrix products of our forward and backward alone, with the same shapes and nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from contenders import contenders
+from harness import machine, peak_bytes, save, time_side_by_side
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import HfArgumentParser
+
+
+SOFTMAX, PRODUCTS = "softmax (SDPA)", "products of GMA"
+FIRST_FACTOR = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1}  # which input of a matrix product
+
+
+@dataclass
+class Arguments:
+    """Sizes, and what is measured."""
+
+    lengths: list[int] = field(default_factory=lambda: [2**n for n in range(9, 17)], metadata={"help": "Tokens."})
+    batch_size: int = field(default=1, metadata={"help": "Rows."})
+    heads: int = field(default=8, metadata={"help": "Heads."})
+    width: int = field(default=64, metadata={"help": "Width of queries, keys and values of a head."})
+    components: int = field(default=64, metadata={"help": "K, the components of a head."})
+    dtype: str = field(default="float32", metadata={"help": "Of queries, keys and values."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    rounds: int = field(default=9, metadata={"help": "Turns of each contender; the median counts."})
+    limit: float = field(default=8.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
+    longest_softmax: int = field(default=16384, metadata={"help": "Tokens beyond which SDPA is left out."})
+    longest_cumsum: int = field(default=4096, metadata={"help": "Tokens beyond which the cumsum form is left out."})
+    longest_mamba: int = field(default=1024, metadata={"help": "Tokens beyond which Mamba is left out."})
+    floor: bool = field(default=False, metadata={"help": "Also time the matrix products of GMA alone."})
+    output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
+    seed: int = field(default=0, metadata={"help": "Of the random inputs."})
+
+
+def random_inputs(args: Arguments, length: int) -> list[torch.Tensor]:
+    """Queries, keys and values."""
+    shape = (args.batch_size, args.heads, length, args.width)
+    dtype = getattr(torch, args.dtype)
+    return [torch.randn(shape, dtype=dtype, device=args.device).requires_grad_() for _ in range(3)]
+
+
+def forward(mixer: nn.Module, inputs: list[torch.Tensor]) -> Callable[[], object]:
+    """A call of the forward alone."""
+    return torch.no_grad()(lambda: mixer(*inputs))
+
+
+def forward_and_backward(mixer: nn.Module, inputs: list[torch.Tensor]) -> Callable[[], object]:
+    """A call of forward and backward, to the inputs and the parameters."""
+
+    def call() -> object:
+        output = mixer(*inputs)
+        wanted = [*inputs, *(parameter for parameter in mixer.parameters())]
+        return torch.autograd.grad(output, wanted, torch.ones_like(output), allow_unused=True)
+
+    return call
+
+
+def products_alone(call: Callable[[], object], device: str) -> Callable[[], object]:
+    """A call of the batched matrix products that `call` makes, on random matrices of the same shapes."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        call()
+    products = []
+    for event in recorded.key_averages(group_by_input_shape=True):
+        if event.key in FIRST_FACTOR:
+            first = FIRST_FACTOR[event.key]
+            a, b = (torch.randn(event.input_shapes[first + i], device=device) for i in range(2))
+            products.append((event.count, a, b, a @ b))
+
+    def replay() -> None:
+        for count, a, b, out in products:
+            for _ in range(count):
+                torch.bmm(a, b, out=out)
+
+    return replay
+
+
+def measured_call(args: Arguments, name: str, length: int) -> Callable[[], object]:
+    """Forward and backward of one contender, from nothing."""
+    mixer = contenders(args.heads, args.width, args.components)[name].to(args.device)
+    return forward_and_backward(mixer, random_inputs(args, length))
+
+
+def report_ratios(title: str, rows: dict[str, dict[int, float]]) -> None:
+    """Prints a ratio by length, one row each."""
+    print(f"\n{title}:")
+    for name, values in rows.items():
+        print(f"{name:>20}: " + ", ".join(f"{length:,}: {value:.2f}" for length, value in values.items()))
+
+
+def quotient(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
+    """Where both have a figure."""
+    return {length: a[length] / b[length] for length in a if length in b}
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    torch.manual_seed(args.seed)
+    longest = {SOFTMAX: args.longest_softmax, "GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
+    mixers = contenders(args.heads, args.width, args.components)
+    at = {n: [name for name in mixers if n <= longest.get(name, n)] for n in args.lengths}
+
+    memory, forwards, both = ({name: {} for name in mixers} for _ in range(3))
+    for length, names in at.items():
+        for name in names:
+            memory[name][length] = peak_bytes(partial(measured_call, args, name, length), args.device) / 2**20
+        inputs = random_inputs(args, length)
+        for make, figures in ((forward, forwards), (forward_and_backward, both)):
+            calls = {name: make(mixers[name].to(args.device), inputs) for name in names}
+            if args.floor:
+                calls[PRODUCTS] = products_alone(calls["GMA"], args.device)
+            for name, seconds in time_side_by_side(calls, args.device, args.rounds, args.limit).items():
+                figures.setdefault(name, {})[length] = seconds * 1e3
+        print(f"{length:,} tokens done", flush=True)
+
+    input_size = 3 * args.batch_size * args.heads * args.width * getattr(torch, args.dtype).itemsize / 2**20
+    times = {"forward": forwards, "forward + backward": both}
+    ratios = {
+        "SDPA's time over GMA's": {k: quotient(x[SOFTMAX], x["GMA"]) for k, x in times.items()},
+        "GMA's peak memory over the bytes of queries, keys and values": {
+            "forward + backward": quotient(memory["GMA"], {n: input_size * n for n in at}),
+        },
+        "GMA when the tokens double": {
+            k: quotient({n: x["GMA"][2 * n] for n in at if 2 * n in at}, x["GMA"])
+            for k, x in (times | {"peak memory": memory}).items()
+        },
+    }
+    if args.floor:
+        ratios["GMA's time over that of its matrix products alone"] = {
+            k: quotient(x["GMA"], x[PRODUCTS]) for k, x in times.items()
+        }
+    panels = {
+        "forward": (forwards, "milliseconds"),
+        "forward + backward": (both, "milliseconds"),
+        "peak memory, forward + backward": (memory, "MiB"),
+    }
+    report = {"machine": machine(args.device), "arguments": asdict(args), "ratios": ratios}
+    report |= {title: figures for title, (figures, _) in panels.items()}
+    save(Path(args.output_dir), f"mixer_{args.device}", report, panels)
+    for title, rows in ratios.items():
+        report_ratios(title, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,567 @@
+"""Mixing of sequences against the definition in `gma_hf.reference`: outputs, states, gradients of every input."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from gma_hf.model import routing_gma
+from gma_hf.model.bidirectional_gma import bidirectional_mix
+from gma_hf.model.causal_gma import causal_scan
+from gma_hf.model.functional_gma import log_forget_gate, score_weights
+from gma_hf.model.mixing_gma import mix_bidirectional, mix_causal
+from gma_hf.reference import reference_mix, reference_responsibilities
+
+
+BATCH, HEADS, COMPONENTS, ROUTING, WIDTH, EPSILON = 2, 2, 5, 4, 3, 1e-6
+LENGTHS = [1, 63, 64, 65]
+GATES = ["none", "mild", "closed", "open", "one closed", "mixed"]
+MIXTURE = ["means", "variances", "prior_logits", "temperature"]
+SEQUENCES = ["queries", "keys", "values", "log_decay"]  # what has a token in its third dimension
+EVERYTHING = {"gates": "mild", "with_state": True, "masked": True, "segmented": True}
+CASES = {
+    "plain": {},
+    "padding": {"masked": True},
+    "gate": {"gates": "mild"},
+    "segments": {"segmented": True, "with_state": True},
+    "all": EVERYTHING,
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+both_forms = pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "bidirectional"])
+
+
+def mix(is_causal, queries, keys, values, means, variances, prior_logits, temperature=None, chunk_size=16, **kwargs):
+    scores = score_weights(means, variances, prior_logits, temperature)
+    if is_causal:
+        return mix_causal(queries, keys, values, scores, EPSILON, chunk_size, **kwargs)
+    return mix_bidirectional(queries, keys, values, scores, EPSILON, **kwargs)
+
+
+def definition(
+    is_causal, queries, keys, values, means, variances, prior_logits, temperature=(None, None), mask=None, **kwargs
+):
+    query_gamma = reference_responsibilities(queries, means, variances, prior_logits, temperature[0])
+    key_gamma = reference_responsibilities(keys, means, variances, prior_logits, temperature[1], mask)
+    return reference_mix(query_gamma, key_gamma, values, EPSILON, is_causal, **kwargs)
+
+
+def definition_by_document(segments, state, mask=None, **arguments):
+    """Each document of each row alone; `state` is what segment 0 has written."""
+    outputs, states = [], []
+    for row, numbers in enumerate(segments.tolist()):
+        parts = []
+        for number in sorted(set(numbers)):
+            start, stop = numbers.index(number), len(numbers) - numbers[::-1].index(number)
+            piece = {
+                name: tensor[row : row + 1, :, start:stop] if name in SEQUENCES else tensor
+                for name, tensor in arguments.items()
+            }
+            real = None if mask is None else mask[row : row + 1, start:stop]
+            before = state[row : row + 1] if number == 0 else None
+            output, last = definition(True, **piece, mask=real, state=before)
+            parts.append(output)
+        outputs.append(torch.cat(parts, dim=2))
+        states.append(last)
+    return torch.cat(outputs), torch.cat(states)
+
+
+def borders(length):
+    """Documents that end at different tokens in either row; row 1 begins with a new one, and skips a number."""
+    segments = torch.zeros(BATCH, length, dtype=torch.long)
+    segments[0, length // 3 :] = 1
+    segments[0, length // 2 :] = 2
+    segments[1] = 1
+    segments[1, -(length // 4) - 1 :] = 3
+    return segments
+
+
+@pytest.fixture(scope="session")
+def sequence(leaves, log_decay):
+    """`sequence(length, gates, with_state, mask, heads)`: what a mix may be differentiated by, by name."""
+
+    def make(length, gates="none", with_state=False, mask=None, heads=HEADS, offset=0.0):
+        torch.manual_seed(length)
+        shape = (BATCH, heads, length)
+        state = torch.randn(BATCH, heads, COMPONENTS, WIDTH + 1)
+        return leaves(
+            {
+                "queries": torch.randn(*shape, ROUTING) + offset,
+                "keys": torch.randn(*shape, ROUTING) + offset,
+                "values": torch.randn(*shape, WIDTH),
+                "means": torch.randn(heads, COMPONENTS, ROUTING) + offset,
+                "variances": torch.rand(heads, COMPONENTS, ROUTING) * 2 + 0.1,
+                "prior_logits": torch.randn(heads, COMPONENTS),
+                "temperature": torch.rand(2, heads) + 0.2,
+                "state": torch.cat([state[..., :-1], state[..., -1:].abs() + 0.1], dim=-1) if with_state else None,
+                "log_decay": log_decay(gates, shape, mask),
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepare(sequence, padding_mask):
+    """`prepare(length, **case)`: what a causal mix may be differentiated by, and what it may not, of a case."""
+
+    def make(length, gates="none", with_state=False, masked=False, segmented=False):
+        fixed = {"mask": padding_mask(length) if masked else None, "segments": borders(length) if segmented else None}
+        return sequence(length, gates, with_state, fixed["mask"]), fixed
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def results(gradients):
+    """`results(is_causal, arguments, **fixed)`: output, state and gradients of all `arguments`, in one list."""
+
+    def compute(is_causal, arguments, **fixed):
+        outputs = mix(is_causal, **arguments, **fixed)
+        return [*outputs, *gradients(outputs, list(arguments.values()))]
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def assert_all_close(assert_close):
+    def check(actual, expected, tolerance=1e-9):
+        for index, (x, y) in enumerate(zip(actual, expected, strict=True)):
+            assert_close(x, y, tolerance, f"result {index}", at_least=1.0)
+
+    return check
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_causal_mix_is_the_definition(compare, sequence, length, gates, with_state):
+    compare(partial(mix, True, chunk_size=32), partial(definition, True), sequence(length, gates, with_state))
+
+
+@pytest.mark.parametrize("gates", ["none", "mild", "mixed"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_causal_mix_with_padding_is_the_definition(compare, sequence, padding_mask, length, gates):
+    mask = padding_mask(length)
+    arguments = sequence(length, gates, with_state=True, mask=mask)
+    compare(partial(mix, True, mask=mask), partial(definition, True, mask=mask), arguments)
+
+
+@pytest.mark.parametrize("gates", ["none", "mixed"])
+def test_causal_mix_of_a_thousand_tokens_is_the_definition(compare, sequence, padding_mask, gates):
+    mask = padding_mask(1000)
+    arguments = sequence(1000, gates, with_state=True, mask=mask, heads=1)
+    compare(partial(mix, True, mask=mask, chunk_size=64), partial(definition, True, mask=mask), arguments)
+
+
+@pytest.mark.parametrize(("with_state", "masked"), [(False, False), (True, True)], ids=["plain", "state and padding"])
+@pytest.mark.parametrize("length", [*LENGTHS, 1000])
+def test_bidirectional_mix_is_the_definition(compare, sequence, padding_mask, length, with_state, masked):
+    mask = padding_mask(length) if masked else None
+    arguments = sequence(length, with_state=with_state, mask=mask, heads=1 if length == 1000 else HEADS)
+    compare(partial(mix, False, mask=mask), partial(definition, False, mask=mask), arguments)
+
+
+@both_forms
+@pytest.mark.parametrize("length", [1, 20])
+def test_a_mix_without_temperature_is_the_definition(compare, sequence, length, is_causal):
+    arguments = sequence(length, with_state=True)
+    del arguments["temperature"]
+    compare(partial(mix, is_causal), partial(definition, is_causal), arguments)
+
+
+@both_forms
+def test_a_mix_does_not_cancel_far_from_the_origin(compare, sequence, is_causal):
+    compare(partial(mix, is_causal), partial(definition, is_causal), sequence(20, offset=300.0))
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["output", "state"])
+@both_forms
+@pytest.mark.parametrize("length", [1, 20])
+def test_a_result_may_be_used_alone(compare, sequence, length, is_causal, index):
+    arguments = sequence(length, "mild" if is_causal else "none", with_state=True)
+    if index == 1:
+        del arguments["queries"]  # what is written does not depend on them
+    queries = torch.randn(BATCH, HEADS, length, ROUTING, dtype=torch.float64)
+
+    def one_of(function, **kwargs):
+        if index == 1:
+            kwargs = {"queries": queries.to(kwargs["keys"].dtype), **kwargs}
+        return [function(is_causal, **kwargs)[index]]
+
+    compare(partial(one_of, mix), partial(one_of, definition), arguments)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 7, 33, 64, 65, 66, 1000])
+@pytest.mark.parametrize("gates", ["none", "mild", "mixed"])
+@pytest.mark.parametrize("segmented", [False, True], ids=["whole", "segments"])
+def test_the_chunk_size_does_not_matter(results, assert_all_close, sequence, segmented, gates, chunk_size):
+    arguments, segments = sequence(65, gates, with_state=True), borders(65) if segmented else None
+    actual, expected = (results(True, arguments, segments=segments, chunk_size=size) for size in (chunk_size, 10))
+    assert_all_close(actual, expected)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8, 9, 23])
+@pytest.mark.parametrize("gates", ["none", "mild", "mixed"])
+def test_a_state_continues_a_sequence(results, gradients, assert_all_close, sequence, gates, cut):
+    arguments = sequence(24, gates, with_state=True)
+    state, parts = arguments["state"], []
+    for part in (slice(0, cut), slice(cut, 24)):
+        piece = {name: x[:, :, part] if name in SEQUENCES else x for name, x in arguments.items()}
+        output, state = mix(True, **(piece | {"state": state}), chunk_size=8)
+        parts.append(output)
+    outputs = [torch.cat(parts, dim=2), state]
+    actual = [*outputs, *gradients(outputs, list(arguments.values()))]
+    assert_all_close(actual, results(True, arguments, chunk_size=8))
+
+
+# Of the other dimensions, the smallest there are
+@both_forms
+@pytest.mark.parametrize("length", [1, 9])
+def test_one_component_gives_the_running_mean(assert_close, is_causal, length):
+    queries, keys, values, means = (torch.randn(shape) for shape in [(1, 1, length, 1)] * 3 + [(1, 1, 1)])
+    output, _ = mix(is_causal, queries, keys, values, means, torch.ones(1, 1, 1), torch.zeros(1, 1), chunk_size=4)
+    count = torch.arange(1, length + 1)[:, None]
+    expected = values.cumsum(2) / count if is_causal else values.mean(2, keepdim=True).expand_as(values)
+    assert_close(output, expected, 1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 9])
+@both_forms
+def test_nothing_to_read_gives_zeros(results, sequence, is_causal, length):
+    nothing = torch.zeros(BATCH, length, dtype=torch.bool)
+    output, state, *rest = results(is_causal, sequence(length), mask=nothing, chunk_size=4)
+    assert (output == 0).all() and (state == 0).all()
+    assert all(gradient.isfinite().all() for gradient in rest)
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("length", [1, 9])
+@both_forms
+def test_half_precision_is_mixed_in_float32(gradients, assert_close, sequence, is_causal, length, autocast, low):
+    arguments = sequence(length, "mild" if is_causal else "none", with_state=True)
+    halves = ["queries", "keys", "values"]
+    inputs = {
+        name: tensor.detach().to(low if name in halves else torch.float32).requires_grad_()
+        for name, tensor in arguments.items()
+    }
+    exact = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output, state = mix(is_causal, **inputs, chunk_size=4)
+    assert output.dtype == low and state.dtype == torch.float32
+    expected = definition(is_causal, **exact)
+    digit = torch.finfo(low).eps
+    assert_close(output, expected[0], digit)
+    assert_close(state, expected[1], 1e-5)
+    pairs = zip(
+        gradients((output, state), list(inputs.values())), gradients(expected, list(exact.values())), inputs.items()
+    )
+    for actual, gradient, (name, tensor) in pairs:
+        assert actual.dtype == tensor.dtype
+        assert_close(actual, gradient, 4 * digit, f"gradient of {name}", at_least=1.0)
+
+
+# Documents in one row
+
+
+@pytest.mark.parametrize("gates", ["none", "mild"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("length", [2, 9, 40])
+def test_segments_are_documents_run_one_by_one(compare, sequence, padding_mask, length, masked, gates):
+    mask, segments = padding_mask(length) if masked else None, borders(length)
+    arguments = sequence(length, gates, with_state=True, mask=mask)
+    compare(
+        partial(mix, True, mask=mask, segments=segments, chunk_size=8),
+        partial(definition_by_document, segments, mask=mask),
+        arguments,
+    )
+
+
+@pytest.mark.parametrize("gates", ["none", "mild"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
+def test_segments_are_documents_step_by_step(compare, sequence, padding_mask, masked, gates):
+    length = 9
+    mask, segments = padding_mask(length) if masked else None, borders(length)
+
+    def steps(state, **arguments):
+        outputs, before = [], torch.zeros(BATCH, dtype=torch.long)
+        for i in range(length):
+            here = slice(i, i + 1)
+            piece = {name: x[:, :, here] if name in SEQUENCES else x for name, x in arguments.items()}
+            real, new = None if mask is None else mask[:, here], (segments[:, i] != before)[:, None]
+            output, state = mix(True, **piece, mask=real, segments=new.long(), state=state)
+            outputs.append(output)
+            before = segments[:, i]
+        return torch.cat(outputs, dim=2), state
+
+    arguments = sequence(length, gates, with_state=True, mask=mask)
+    compare(steps, partial(definition_by_document, segments, mask=mask), arguments)
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_one_segment_is_none(results, sequence, length):
+    arguments = sequence(length, "mild", with_state=True)
+    zeros = torch.zeros(BATCH, length, dtype=torch.long)
+    for x, y in zip(*(results(True, arguments, segments=segments, chunk_size=4) for segments in (zeros, None))):
+        assert torch.equal(x, y)
+
+
+# Blocks and memory
+
+
+@pytest.mark.parametrize("kept_rows", [0, 40, 10**6], ids=["none kept", "some kept", "all kept"])
+@pytest.mark.parametrize("block_rows", [1, 16, 100, 10**6])
+@pytest.mark.parametrize("length", [64, 67])
+@pytest.mark.parametrize("case", [{}, EVERYTHING], ids=["plain", "all"])
+def test_blocks_do_not_matter(results, assert_all_close, prepare, monkeypatch, case, length, block_rows, kept_rows):
+    arguments, fixed = prepare(length, **case)
+    fixed["chunk_size"] = 4
+    expected = results(True, arguments, **fixed)
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    monkeypatch.setattr(routing_gma, "KEPT_ROWS", kept_rows)
+    assert_all_close(results(True, arguments, **fixed), expected)
+    with torch.no_grad():
+        assert_all_close(mix(True, **arguments, **fixed), expected[:2])
+
+
+@pytest.mark.parametrize("block_rows", [1, 16, 100])
+def test_bidirectional_blocks_do_not_matter(
+    results, assert_all_close, sequence, padding_mask, monkeypatch, block_rows
+):
+    arguments, mask = sequence(67, with_state=True), padding_mask(67)
+    expected = results(False, arguments, mask=mask)
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    assert_all_close(results(False, arguments, mask=mask), expected)
+
+
+def saved_bytes(is_causal, components, length=2048):
+    """
+    Bytes that a mix keeps for its backward beyond its inputs, output and state, in storages that are not shared.
+
+    The weights of the scores are an input of the mix, and so is the state, so neither counts, though both grow with K.
+    """
+    heads, torch_float = 2, 4
+    shape = (1, heads, length)
+    arguments = [torch.randn(*shape, width, requires_grad=True) for width in (ROUTING, ROUTING, WIDTH)]
+    scores = score_weights(
+        torch.randn(heads, components, ROUTING), torch.ones(heads, components, ROUTING), torch.zeros(heads, components)
+    )
+    state = torch.zeros(1, heads, components, WIDTH + 1)
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        if is_causal:
+            results = mix_causal(*arguments, scores, EPSILON, 64, state=state)
+        else:
+            results = mix_bidirectional(*arguments, scores, EPSILON, state=state)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*arguments, *scores, state, *results)}
+    per_state, per_token = torch_float * heads * components * (WIDTH + 1), torch_float * heads * length
+    return sum(size for place, size in storages.items() if place not in known), per_state, per_token
+
+
+@pytest.mark.parametrize("components", [8, 32])
+@pytest.mark.parametrize(("block_rows", "blocks"), [(2**20, 1), (1024, 4)], ids=["one block", "four blocks"])
+def test_what_is_saved_does_not_grow_with_the_components(monkeypatch, components, block_rows, blocks):
+    """
+    Exactly the normaliser, one number per token and head, and a state per block: the only part with K in it, which
+    is that of one state, however long the sequence, where a block holds it all.
+    """
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    monkeypatch.setattr(routing_gma, "KEPT_ROWS", 0)
+    saved, per_state, per_token = saved_bytes(True, components)
+    assert saved == per_token + blocks * per_state
+
+
+def test_what_is_kept_has_a_bound(monkeypatch):
+    """Responsibilities of queries and keys, of as many rows as said, and not of one more for a longer sequence."""
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 256)
+    kept = []
+    for length in (2048, 4096):
+        saved = []
+        for rows in (0, 512):
+            monkeypatch.setattr(routing_gma, "KEPT_ROWS", rows)
+            saved.append(saved_bytes(True, 8, length)[0])
+        kept.append(saved[1] - saved[0])
+    assert kept == [512 * 2 * 8 * 4] * 2
+
+
+@pytest.mark.parametrize("components", [8, 32])
+def test_the_bidirectional_form_saves_nothing_of_the_components(components):
+    saved, _, per_token = saved_bytes(False, components)
+    assert saved == per_token
+
+
+@both_forms
+def test_results_outlive_later_calls(results, gradients, sequence, is_causal):
+    """Buffers are used again from call to call, results are not; a longer call in between needs larger buffers."""
+    arguments = sequence(33)
+    expected = results(is_causal, arguments)
+    with torch.inference_mode():
+        mix(is_causal, **sequence(7))
+    outputs = mix(is_causal, **arguments)
+    results(is_causal, sequence(50))
+    results(is_causal, sequence(33, with_state=True))
+    actual = [*outputs, *gradients(outputs, list(arguments.values()))]
+    assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
+
+
+@both_forms
+def test_threads_do_not_meet(results, sequence, is_causal):
+    many = [sequence(length) for length in (300, 301, 302, 303)]
+    expected = [results(is_causal, arguments) for arguments in many]
+    with ThreadPoolExecutor(4) as pool:
+        actual = list(pool.map(partial(results, is_causal), many * 4))
+    for x, y in zip(actual, expected * 4):
+        assert all(torch.equal(*pair) for pair in zip(x, y))
+
+
+# Derivatives
+
+
+@pytest.fixture(params=["one block", "none kept", "some kept", "all kept"])
+def walk(request, monkeypatch):
+    """How the operators walk: in one block, or in several of which none, some or all keep their responsibilities."""
+    if request.param != "one block":
+        monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 16)
+        kept_rows = {"none kept": 0, "some kept": 14, "all kept": 10**6}[request.param]
+        monkeypatch.setattr(routing_gma, "KEPT_ROWS", kept_rows)
+
+
+def check_gradients(is_causal, length, gates=False, with_state=False, masked=False, segmented=False):
+    torch.manual_seed(0)
+    batch, heads, components, width = 2, 1, 3, 2
+    mask = torch.rand(batch, length) < 0.7 if masked else None
+    shapes = {
+        "queries": (batch, heads, length, width),
+        "keys": (batch, heads, length, width),
+        "values": (batch, heads, length, width),
+        "means": (heads, components, width),
+        "variances": (heads, components, width),
+        "prior_logits": (heads, components),
+        "temperature": (2, heads),
+        "state": (batch, heads, components, width + 1) if with_state else None,
+        "logits": (batch, length, heads) if gates else None,
+    }
+    shapes = {name: shape for name, shape in shapes.items() if shape is not None}
+    inputs = [torch.rand(shape, dtype=torch.float64).add(0.3).requires_grad_() for shape in shapes.values()]
+
+    def function(*tensors):
+        arguments = dict(zip(shapes, tensors))
+        if gates:
+            arguments["log_decay"] = log_forget_gate(arguments.pop("logits"), mask)
+        if segmented:
+            arguments["segments"] = borders(length)
+        return mix(is_causal, **arguments, mask=mask, chunk_size=3)
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@every_case
+@pytest.mark.parametrize("length", [1, 11])
+def test_causal_gradients_are_differences(walk, length, case):
+    check_gradients(True, length, **case)
+
+
+@pytest.mark.parametrize("case", [{}, {"masked": True, "with_state": True}], ids=["plain", "state and padding"])
+@pytest.mark.parametrize("length", [1, 11])
+def test_bidirectional_gradients_are_differences(walk, length, case):
+    check_gradients(False, length, **case)
+
+
+@both_forms
+def test_a_second_derivative_is_refused(sequence, is_causal):
+    arguments = sequence(9)
+    output, _ = mix(is_causal, **arguments)
+    (gradient,) = torch.autograd.grad(output.square().sum(), arguments["queries"], create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad|autograd"):
+        torch.autograd.grad(gradient.square().sum(), arguments["queries"])
+
+
+@both_forms
+@pytest.mark.parametrize("length", [1, 20])
+def test_the_layout_of_the_inputs_does_not_matter(assert_all_close, prepare, is_causal, length):
+    """As the model has them: slices of one projection `[B, N, ...]`, transposed, and gates as `[B, N, H]`."""
+    arguments, fixed = prepare(length, **EVERYTHING)
+    if not is_causal:
+        del arguments["log_decay"], fixed["segments"]
+
+    def results(transposed, incoming):
+        inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in arguments.items()}
+        given = dict(inputs)
+        if transposed:
+            parts = [inputs[name].transpose(1, 2).flatten(2) for name in SEQUENCES[:3]]
+            projected = torch.cat(parts, dim=-1).split([part.shape[-1] for part in parts], dim=-1)
+            for name, part in zip(SEQUENCES, projected):
+                given[name] = part.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            if is_causal:
+                given["log_decay"] = inputs["log_decay"].transpose(1, 2).contiguous().transpose(1, 2)
+            given["state"] = inputs["state"].mT.contiguous().mT
+            given["means"] = inputs["means"].transpose(0, 1).contiguous().transpose(0, 1)
+            assert length == 1 or not any(given[name].is_contiguous() for name in (*SEQUENCES[:3], "state"))
+        output, state = mix(is_causal, **given, **fixed, chunk_size=8)
+        if incoming == "expanded":
+            loss = output.sum() + state.sum()
+        else:
+            loss = (output.transpose(1, 2).flatten(2).cumsum(-1) ** 2).sum() + (state.mT.cumsum(-1) ** 2).sum()
+        return [output, state, *torch.autograd.grad(loss, list(inputs.values()))]
+
+    for incoming in ("expanded", "transposed"):
+        assert_all_close(results(True, incoming), results(False, incoming))
+
+
+# Operators and the compiler
+
+
+def operator_inputs(length, everything, dtype=torch.float32):
+    torch.manual_seed(0)
+    shape, mixture = (BATCH, HEADS, length), (HEADS, COMPONENTS, ROUTING)
+    scores = score_weights(torch.randn(mixture), torch.rand(mixture) + 0.3, torch.randn(mixture[:2]))
+    tensors = [torch.randn(*shape, width) for width in (ROUTING, ROUTING, WIDTH)]
+    tensors += [scores.weights.clone(), scores.constant.clone()]
+    tensors = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    state = torch.rand(BATCH, HEADS, COMPONENTS, WIDTH + 1, requires_grad=True)
+    mask = torch.rand(BATCH, length) < 0.7 if everything else None
+    log_decay = (-torch.rand(shape)).requires_grad_() if everything else None
+    segments = borders(length) if everything else None
+    return [*tensors, scores.centre, mask], [log_decay, segments], state
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["dropped", "kept"])
+@pytest.mark.parametrize("everything", [False, True], ids=["plain", "all"])
+def test_the_causal_operator_is_well_formed(everything, keep):
+    tensors, forgetting, state = operator_inputs(21, everything)
+    torch.library.opcheck(causal_scan, (*tensors, *forgetting, state, EPSILON, 8, keep))
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["plain", "padding"])
+def test_the_bidirectional_operator_is_well_formed(everything):
+    tensors, _, state = operator_inputs(21, everything)
+    torch.library.opcheck(bidirectional_mix, (*tensors, state, EPSILON))
+
+
+@pytest.mark.parametrize("case", [{}, EVERYTHING], ids=["plain", "all"])
+def test_a_compiled_mix_is_the_eager_one(assert_all_close, gradients, prepare, case):
+    """As one graph, whatever the length."""
+
+    def both(arguments, fixed):
+        causal = mix(True, **arguments, **fixed, chunk_size=8)
+        shared = {name: x for name, x in arguments.items() if name != "log_decay"}
+        return [*causal, *mix(False, **shared, mask=fixed["mask"])]
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(both, fullgraph=True, backend=counter, dynamic=True)
+    for length in (21, 50):
+        arguments, fixed = prepare(length, **case)
+        actual, expected = (
+            [*outputs, *gradients(outputs, list(arguments.values()))]
+            for outputs in (compiled(arguments, fixed), both(arguments, fixed))
+        )
+        assert_all_close(actual, expected)
+    assert counter.frame_count == 1
