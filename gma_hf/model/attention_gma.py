@@ -182,7 +182,7 @@ class GaussianMixtureAttention(nn.Module):
     def responsibilities(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of the queries and of the keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, K]` each."""
+        """Those of the queries and the keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, K]` each."""
         queries, keys, *_ = self._project(hidden_states, attention_mask, None)
         return responsibilities(queries, keys, self.mixture(), attention_mask)
 

@@ -1,7 +1,7 @@
 """
-Triton kernels for the responsibilities of one side, from queries or keys straight to gamma: scores, softmax and mask in
-one pass, forward and backward. Nothing of the size of the features or the scores is written to memory. Without Triton
-this file imports all the same, and `can_route` says that there are no kernels.
+Triton kernels for the responsibilities of one side, from queries or keys straight to gamma: scores, softmax and mask
+in one pass, forward and backward. Neither features nor scores are written to memory. Without Triton this file imports
+all the same, and `can_route` says that there are no kernels.
 
 A row is one token of one head; the rows of a head are numbered through the batch.
 """
@@ -109,9 +109,7 @@ if triton is not None:
         weights += head * 2 * WIDTH * COMPONENTS
         grad_x += head * grad_stride_head
         targets = rows // length * grad_stride_batch + rows % length * grad_stride_token
-        grad_scores = _load_grad_scores(
-            gamma, grad_gamma, rows, head, heads, num_rows, length, components, COMPONENTS
-        )
+        grad_scores = _load_grad_scores(gamma, grad_gamma, rows, head, heads, num_rows, length, components, COMPONENTS)
 
         for start in range(0, WIDTH, BLOCK_WIDTH):
             columns = start + tl.arange(0, BLOCK_WIDTH)

@@ -49,7 +49,7 @@ def uses_fla(backend: str, device: torch.device) -> bool:
         raise ValueError(f"`mixer_backend` must be one of auto, torch, fla, but it is {backend!r}.")
     if backend == "fla" and device.type != "cuda":
         raise ValueError(
-            f"`mixer_backend` is 'fla', which needs the model on a CUDA device, but it is on {device.type}: move it, or "
+            f"`mixer_backend` is 'fla', which needs a model on a CUDA device, but it is on {device.type}: move it, or "
             f"set `mixer_backend` to 'auto' or 'torch'."
         )
     if backend == "fla" and not has_fla():
@@ -71,10 +71,10 @@ def mix_with_fla(
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """
-    `mix_causal` by `simple_gla`, for one segment: same arguments, same results. The responsibilities come from our kernels
-    where these can be had; they, the values and the state are float32, whatever the dtype of the values. In its matrix
-    products, Triton rounds the factors to TF32 on NVIDIA cards since Ampere (10 bits, 3 decimal digits), unless the
-    environment says `TRITON_F32_DEFAULT=ieee`.
+    `mix_causal` by `simple_gla`, for one segment: same arguments, same results. The responsibilities come from our
+    kernels where these can be had; they, the values and the state are float32, whatever the dtype of the values. In
+    the products of `simple_gla`, Triton rounds the factors to TF32 on NVIDIA cards since Ampere (10 bits, 3 decimal
+    digits), unless the environment says `TRITON_F32_DEFAULT=ieee`.
     """
     batch, heads = values.shape[:2]
     with torch.autocast(device_type=values.device.type, enabled=False):

@@ -26,13 +26,19 @@ NAMES = {
     "bidirectional_conv": "bidirectional",
 }
 CODE = {
-    "configuration_gma",
-    "functional_gma",
-    "cache_gma",
-    "masking_gma",
     "attention_gma",
+    "bidirectional_gma",
     "blocks_gma",
+    "cache_gma",
+    "causal_gma",
+    "configuration_gma",
+    "fla_gma",
+    "functional_gma",
+    "kernels_gma",
+    "masking_gma",
+    "mixing_gma",
     "modeling_gma",
+    "routing_gma",
 }
 IDS = torch.arange(1, 23).view(1, 22)
 # Loaded weights lie at other addresses, and what a matrix product rounds depends on how its operands are aligned.
