@@ -1,7 +1,8 @@
 """
 Train a causal language model, GMA or any other causal architecture of Transformers, on plain text.
 
-The checkpoint `model_cards/gma-shakespeare` (characters of tiny Shakespeare; at most 20 minutes on two CPU cores):
+The checkpoint `model_cards/gma-shakespeare` (characters of tiny Shakespeare; at most 20 minutes on two CPU cores). The
+text is github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; `tests/data/shakespeare.txt` is its beginning:
 
     python recipes/train_clm.py --train_file ../shared/data/tinyshakespeare/input.txt --train_tokenizer 257 \
         --model_config recipes/configs/gma-shakespeare.json --block_size 256 --output_dir runs/gma-shakespeare \
