@@ -120,7 +120,7 @@ def test_the_routing_starts_smooth_at_every_width(head_dim, choices):
     model = GMAForCausalLM(GMAConfig.gpt2_style(**sizes, **choices)).eval()
     gammas = []
     for layer in model.model.layers:
-        layer.attention.mixture.register_forward_hook(lambda module, inputs, gamma: gammas.append(gamma))
+        layer.attention.register_forward_pre_hook(lambda mixer, inputs: gammas.extend(mixer.responsibilities(*inputs)))
     model(torch.randint(0, 400, (4, 128)))
     gamma = torch.stack(gammas)
     assert torch.special.entr(gamma).sum(-1).mean() > 0.8 * math.log(64)

@@ -152,10 +152,11 @@ def test_more_tokens_than_positions_are_refused_after_a_cache(base):
     assert_refused(said, model, torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
 
 
-@pytest.mark.parametrize("name", ["causal", "causal_hybrid"])
-def test_packed_rows_are_refused(base, name):
-    positions = torch.tensor([[0, 1, 2, 0, 1]])
-    assert_refused(["`position_ids`"], base(name), torch.ones(1, 5, dtype=torch.long), position_ids=positions)
+def test_a_document_cannot_begin_after_the_past_of_softmax_layers(base):
+    model = base("causal_hybrid")
+    cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    inputs = {"position_ids": torch.tensor([[5, 6, 0, 1]]), "past_key_values": cache}
+    assert_refused(["`position_ids`", "softmax"], model, torch.ones(1, 4, dtype=torch.long), **inputs)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +244,11 @@ def test_no_token_at_all_is_refused(base):
     assert_refused(["`input_ids`", "at least one token", "[2, 0]"], base("causal"), torch.ones(2, 0, dtype=torch.long))
 
 
-@pytest.mark.parametrize("mask", [None, torch.ones(1, 6)], ids=["no mask", "mask of ones"])
-@pytest.mark.parametrize("name", ["causal", "causal_hybrid", "bidirectional"])
-def test_packed_documents_are_refused(base, name, mask):
-    """GMA layers do not keep them apart, so that one would leak into the next."""
-    ids, positions = torch.ones(1, 6, dtype=torch.long), torch.tensor([[0, 1, 2, 0, 1, 2]])
-    assert_refused(["`position_ids`"], base(name), ids, position_ids=positions, attention_mask=mask)
-    borders = torch.tensor([0, 3, 6], dtype=torch.int32)
-    assert_refused(["`cu_seq_lens_q`"], base(name), ids, cu_seq_lens_q=borders, attention_mask=mask)
+@pytest.mark.parametrize("borders", [[0, 3], [1, 6], [0, 4, 2, 6], [0, 3, 3, 6]], ids=str)
+def test_borders_that_do_not_fit_are_refused(base, borders):
+    ids, borders = torch.ones(1, 6, dtype=torch.long), torch.tensor(borders, dtype=torch.int32)
+    assert_refused(["`cu_seq_lens_q`", "6"], base("causal"), ids, cu_seq_lens_q=borders)
+    assert_refused(["`cu_seq_lens_q`", "2 rows"], base("causal"), ids.expand(2, 6), cu_seq_lens_q=borders)
 
 
 @pytest.mark.parametrize("head", [GMAForMaskedLM, GMAModel])
