@@ -131,10 +131,11 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, grad_output, grad_state, _):
-    *_, output, state, _ = ctx.saved_tensors
+    tensors = ctx.saved_tensors  # once: gradient checkpointing unpacks them only once
+    *_, output, state, _ = tensors
     grad_output = torch.zeros_like(output) if grad_output is None else grad_output
     grad_state = torch.zeros_like(state) if grad_state is None else grad_state
-    *grads, grad_state = _backward(grad_output, grad_state, *ctx.saved_tensors)
+    *grads, grad_state = _backward(grad_output, grad_state, *tensors)
     return *grads, None, None, grad_state, None
 
 

@@ -36,7 +36,7 @@ LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["gma"] = create_gma_mask
 
 
 def find_segments(
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
     position_ids: torch.Tensor | None,
     cu_seq_lens: torch.Tensor | None,
     shape: tuple[int, int],
@@ -49,7 +49,7 @@ def find_segments(
     tokens of an earlier call; segment 0 is what goes on from that call.
 
     Args:
-        attention_mask: `[batch, tokens read before + N]`, or None for real tokens only.
+        attention_mask: `[batch, tokens read before + N]`, or None for real tokens only; or masks by layer type.
         position_ids: `[batch or 1, N]`, or None.
         cu_seq_lens: where the documents of the only row begin, and its end, `[documents + 1]`, or None.
         shape: batch and N.
@@ -73,7 +73,10 @@ def find_segments(
     position_ids = position_ids.expand(batch, length)
     real = torch.ones_like(position_ids, dtype=torch.bool)
     was_seen = real[:, 0] & (torch.as_tensor(seen, device=real.device) > 0)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+    if isinstance(attention_mask, dict):  # made by `generate` already
+        mask = attention_mask.get("gma")
+        real = real if mask is None else mask
+    elif attention_mask is not None and attention_mask.ndim == 2:
         real = attention_mask[:, -length:].bool().to(real.device)
         was_seen = attention_mask[:, :-length].any(dim=1).to(real.device)
     # Position of the last real token before each: for the first one -1, or 0 where a document may end before the call

@@ -1,6 +1,7 @@
 """The token mixers of a GMA stack: Gaussian Mixture Attention, and softmax attention for hybrid stacks."""
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -92,10 +93,14 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, tail: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        tail: torch.Tensor | None,
+        segments: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `short_convolution`."""
-        return short_convolution(x, self.weight, self.is_causal, mask, tail)
+        return short_convolution(x, self.weight, self.is_causal, mask, tail, segments)
 
 
 class ForgetGate(nn.Linear):
@@ -137,6 +142,7 @@ class GaussianMixtureAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        segments: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
@@ -145,51 +151,63 @@ class GaussianMixtureAttention(nn.Module):
             attention_mask: `[batch, N]`, False at padding, or None.
             past_key_values: cache that the state is read from and written to (causal only), or None.
             output_attentions: whether to form the affinity.
+            segments: `[batch, N]`, which of several documents in a row a token belongs to, see `find_segments`.
 
         Returns:
             `[batch, N, hidden]`, and the affinity `[batch, heads, N, N]` between the tokens of this call, or None.
         """
         cache = past_key_values.layers[self.layer_idx] if past_key_values is not None else None
-        state, tail = (cache.state, cache.conv_tail) if cache is not None else (None, None)
-
-        queries, keys, values, tail = self._project(hidden_states, attention_mask, tail)
-        scores = self.mixture()
-        log_decay = None
-        if self.forget_gate is not None:
-            log_decay = self.forget_gate(hidden_states, attention_mask)
-
-        epsilon = self.config.read_epsilon
+        past = (cache.state, cache.conv_tail) if cache is not None else (None, None)
+        output, *now = self._read(hidden_states, attention_mask, segments, *past)
         weights = None
         if output_attentions:
-            gammas = responsibilities(queries, keys, scores, attention_mask)
-            weights = affinity(*gammas, epsilon, self.is_causal, state, log_decay)
-        inputs = (queries, keys, values, scores, epsilon)
-        if self.is_causal:
-            output, state = mix_causal(
-                *inputs,
-                self.config.chunk_size,
-                attention_mask,
-                log_decay,
-                state=state,
-                backend=self.config.mixer_backend,
-            )
-        else:
-            output, _ = mix_bidirectional(*inputs, attention_mask)
+            state, tail = past
+            gammas = self.responsibilities(hidden_states, attention_mask, segments, tail)
+            log_decay = self._log_decay(hidden_states, attention_mask)
+            weights = affinity(*gammas, self.config.read_epsilon, self.is_causal, state, log_decay, segments)
         if cache is not None:
-            cache.update(state, tail, hidden_states.shape[1])
+            replay = None
+            if cache.record_past:
+                replay = partial(self._replay, hidden_states.detach(), attention_mask, segments, *past)
+            cache.update(*now, hidden_states.shape[1], replay)
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights
 
     def responsibilities(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        segments: torch.Tensor | None = None,
+        tail: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the queries and the keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, K]` each."""
-        queries, keys, *_ = self._project(hidden_states, attention_mask, None)
+        queries, keys, *_ = self._project(hidden_states, attention_mask, segments, tail)
         return responsibilities(queries, keys, self.mixture(), attention_mask)
 
-    def _project(self, hidden_states, mask, tail):
+    def _read(self, hidden_states, mask, segments, state, tail):
+        """What the tokens read, `[batch, heads, N, head width]`, and state and tail after them."""
+        queries, keys, values, tail = self._project(hidden_states, mask, segments, tail)
+        inputs = (queries, keys, values, self.mixture(), self.config.read_epsilon)
+        if self.is_causal:
+            log_decay = self._log_decay(hidden_states, mask)
+            settings = (self.config.chunk_size, mask, log_decay, segments, state, self.config.mixer_backend)
+            return *mix_causal(*inputs, *settings), tail
+        return *mix_bidirectional(*inputs, mask, segments), tail
+
+    @torch.no_grad()
+    def _replay(self, hidden_states, mask, segments, state, tail, num_tokens: int):
+        """State and tail after the first `num_tokens` of what was read, for a cache that goes back."""
+        if num_tokens == 0:
+            return state, tail
+        tokens = (None if x is None else x[:, :num_tokens] for x in (hidden_states, mask, segments))
+        return self._read(*tokens, state, tail)[1:]
+
+    def _log_decay(self, hidden_states, mask):
+        return None if self.forget_gate is None else self.forget_gate(hidden_states, mask)
+
+    def _project(self, hidden_states, mask, segments, tail):
         projected = self.qkv_proj(hidden_states)
         if self.convolution is not None:
-            projected, tail = self.convolution(projected, mask, tail)
+            projected, tail = self.convolution(projected, mask, tail, segments)
         heads = self.config.num_attention_heads
         queries, keys, values = (
             x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected.split(self.qkv_proj.widths, dim=-1)

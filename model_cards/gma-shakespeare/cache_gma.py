@@ -1,5 +1,7 @@
 """The recurrent state of a GMA layer as a cache layer that `DynamicCache` and `StaticCache` pick up by themselves."""
 
+from collections.abc import Callable
+
 import torch
 from transformers.cache_utils import (
     STATIC_LAYER_TYPE_MAPPING,
@@ -26,6 +28,9 @@ class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
         CacheLayerMixin.__init__(self)
         self.is_static = max_cache_len is not None
         self.cumulative_length: int | torch.Tensor = torch.zeros((), dtype=torch.long) if self.is_static else 0
+        # What was read since the last `crop`, call by call: how many tokens, and how to read the first of them again
+        self.writes: list[tuple[int, Callable]] = []
+        self.is_settled = True
 
     @property
     def state(self) -> torch.Tensor | None:
@@ -56,10 +61,25 @@ class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
                     torch._dynamo.mark_static_address(tensor)
         self.is_initialized = True
 
-    def update(self, state: torch.Tensor, conv_tail: torch.Tensor | None = None, num_tokens: int = 1) -> None:
-        """Replaces the state and the convolution's tail by those after `num_tokens` more tokens."""
+    def update(
+        self,
+        state: torch.Tensor,
+        conv_tail: torch.Tensor | None = None,
+        num_tokens: int = 1,
+        replay: Callable[[int], tuple[torch.Tensor, torch.Tensor | None]] | None = None,
+    ) -> None:
+        """
+        Replaces the state and the convolution's tail by those after `num_tokens` more tokens.
+
+        Args:
+            replay: gives state and tail after the first so many of these tokens; kept while the past is recorded.
+        """
         if not self.is_initialized:
             self.lazy_initialization(state, conv_tail)
+        if self.record_past:
+            if self.is_settled:
+                self.writes, self.is_settled = [], False
+            self.writes.append((num_tokens, replay))
         if self.is_static:
             self.recurrent_states[0].copy_(state)
             if conv_tail is not None:
@@ -85,6 +105,11 @@ class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
             self.cumulative_length.zero_()
         else:
             self.cumulative_length = 0
+        self.writes = []
+
+    def activate_past_recording(self) -> None:
+        """From now on keeps what `crop` needs; without effect on a static cache, which cannot be cropped."""
+        self.record_past = not self.is_static
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats each row of the batch `repeats` times."""
@@ -99,25 +124,45 @@ class GMACacheLayer(LinearAttentionLayer, CacheLayerMixin):
         self.batch_select_indices(beam_idx)
 
     def _map_rows(self, select) -> None:
+        self.writes = []  # of the rows as they were
         for states in (self.recurrent_states, self.conv_states):
             if states[0] is not None:
                 states[0] = select(states[0])
 
     @property
     def is_croppable(self) -> bool:
-        """A state is a sum over all tokens: none of them can be taken out again."""
-        return False
+        """Whether `crop` can take tokens out again that were read after `activate_past_recording`."""
+        return not self.is_static
 
     def crop(self, tokens_to_remove: int) -> None:
         """
+        Puts the layer back to where it was `-tokens_to_remove` tokens ago, exactly: what was written since is read
+        again up to there. That reaches back over all calls since the last `crop`; 0 removes nothing, and lets go of
+        what was recorded when the next token comes.
+
         Raises:
-            ValueError: for anything but 0, since a state cannot be rolled back.
+            ValueError: for a positive number, more tokens than were recorded, a static cache, or without
+                `activate_past_recording`.
         """
-        if tokens_to_remove != 0:
+        recorded = sum(num_tokens for num_tokens, _ in self.writes)
+        if not -recorded <= tokens_to_remove <= 0:
             raise ValueError(
-                f"`tokens_to_remove` must be 0 in a GMA cache, whose state cannot be rolled back, but it is "
+                f"`tokens_to_remove` must be between {-recorded} and 0, since the cache has recorded {recorded} "
+                f"tokens (call `activate_past_recording` before they are read; a static cache cannot), but it is "
                 f"{tokens_to_remove}."
             )
+        self.is_settled, remaining = True, -tokens_to_remove
+        while remaining > 0:
+            num_tokens, replay = self.writes.pop()
+            kept = max(num_tokens - remaining, 0)
+            state, conv_tail = replay(kept)
+            self.has_previous_state[0] = state is not None
+            if state is not None:
+                self.recurrent_states[0], self.conv_states[0] = state, conv_tail
+            self.cumulative_length -= num_tokens - kept
+            remaining -= num_tokens - kept
+            if kept:
+                self.writes.append((kept, replay))
 
 
 STATIC_LAYER_TYPE_MAPPING["gma"] = GMACacheLayer

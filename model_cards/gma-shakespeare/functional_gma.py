@@ -135,10 +135,12 @@ def affinity(
     causal: bool,
     state: torch.Tensor | None = None,
     log_decay: torch.Tensor | None = None,
+    segments: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     The affinity `A = diag(GammaQ z + eps)^-1 GammaQ GammaK^T` (with decays and the causal mask, if any), formed only
-    for somebody who asks to look at it. With a `state`, rows fall short of one by what is read from the state.
+    for somebody who asks to look at it. With a `state`, rows fall short of one by what is read from the state. With
+    `segments` `[B, N]` a token reads its own segment only, and what the state holds is segment 0.
 
     Returns:
         `[B, H, N, N]`.
@@ -150,9 +152,13 @@ def affinity(
             weights = weights * decay_between(elapsed)
         elif causal:
             weights = weights.tril()
+        if segments is not None:
+            weights = weights * (segments[:, None, :, None] == segments[:, None, None, :])
         mass = weights.sum(dim=-1, keepdim=True)
         if state is not None:
             old_mass = query_gamma @ state[..., -1:]
+            if segments is not None:
+                old_mass = old_mass * (segments == 0)[:, None, :, None]
             mass = mass + (old_mass if elapsed is None else old_mass * elapsed.exp()[..., None])
         return weights / (mass + epsilon)
 
@@ -163,6 +169,7 @@ def short_convolution(
     causal: bool,
     mask: torch.Tensor | None = None,
     tail: torch.Tensor | None = None,
+    segments: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Depthwise convolution with a residual path, `x + weight * x`, over the real tokens of each row: masked ones are
@@ -174,28 +181,50 @@ def short_convolution(
         causal: whether a token sees the W - 1 tokens before it, or (W - 1) / 2 on each side.
         mask: `[B, N]`, True at real tokens, or None for all.
         tail: causal only: the last W - 1 inputs before this call, `[B, W - 1, C]`, or None for zeros.
+        segments: `[B, N]`: a token sees its own segment only, and the tail is of segment 0. None for one segment.
 
     Returns:
-        `[B, N, C]`, and in the causal case the last W - 1 inputs including this call (else None).
+        `[B, N, C]`, and in the causal case the last W - 1 inputs including this call (else None), with zeros in the
+        place of what is of another segment than the last one.
     """
     batch, length, channels = x.shape
     width = weight.shape[-1]
-    inputs = x
+    inputs, places = x, segments
     if mask is not None:
         mask = mask.bool()
         order = mask.logical_not().long().argsort(dim=1, stable=True)  # real tokens first, in their order
         inputs = (x * mask[..., None]).gather(1, order[..., None].expand(-1, -1, channels))
-    if causal:
-        before = x.new_zeros(batch, width - 1, channels) if tail is None else tail.to(x.dtype)
-        padded = torch.cat([before, inputs], dim=1)
-        if mask is None:
-            tail = padded[:, length:]
-        else:
-            last = mask.sum(dim=1, keepdim=True) + torch.arange(width - 1, device=x.device)
-            tail = padded.gather(1, last[..., None].expand(-1, -1, channels))
+        places = None if segments is None else segments.gather(1, order)
+    reach = (width - 1, 0) if causal else (width // 2, width // 2)
+    padded = F.pad(inputs, (0, 0, *reach))
+    if tail is not None:
+        padded = torch.cat([tail.to(x.dtype), inputs], dim=1)
+    if segments is None:
+        mixed = F.conv1d(padded.transpose(1, 2), weight.to(x.dtype)[:, None], groups=channels).transpose(1, 2)
     else:
-        padded, tail = F.pad(inputs, (0, 0, width // 2, width // 2)), None
-    mixed = F.conv1d(padded.transpose(1, 2), weight.to(x.dtype)[:, None], groups=channels).transpose(1, 2)
+        places = F.pad(places, reach)
+        mixed = sum(
+            weight[:, tap].to(x.dtype) * padded[:, tap : tap + length] * _same_segment(places, tap, reach[0], length)
+            for tap in range(width)
+        )
+    tail = _tail(padded, mask, places, width) if causal else None
     if mask is not None:
         mixed = mixed.gather(1, order.argsort(dim=1)[..., None].expand(-1, -1, channels))
     return x + mixed, tail
+
+
+def _same_segment(places: torch.Tensor, tap: int, current: int, length: int) -> torch.Tensor:
+    """Where the token that a tap falls on is of the same segment as the current one, `[B, N, 1]`."""
+    return (places[:, tap : tap + length] == places[:, current : current + length])[..., None]
+
+
+def _tail(padded, mask, places, width: int) -> torch.Tensor:
+    """The last W - 1 real inputs, `[B, W - 1, C]`."""
+    length = padded.shape[1] - width + 1
+    real = torch.full_like(padded[:, 0, :1], length, dtype=torch.long) if mask is None else mask.sum(1, keepdim=True)
+    last = real + torch.arange(width - 1, device=padded.device)
+    tail = padded.gather(1, last[..., None].expand(-1, -1, padded.shape[-1]))
+    if places is None:
+        return tail
+    # Before the first real token of this call all is of segment 0, where `places` says 0 too
+    return tail * (places.gather(1, last) == places.gather(1, real + width - 2))[..., None]

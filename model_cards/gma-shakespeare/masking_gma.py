@@ -2,13 +2,12 @@
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, packed_sequence_mask_function
 
 
 def create_gma_mask(
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None = None,
     **kwargs,
 ) -> torch.Tensor | None:
     """
@@ -18,11 +17,9 @@ def create_gma_mask(
     token at a time must not write it.
 
     Raises:
-        ValueError: for a mask that is not two-dimensional, or positions that restart within a row (several documents
-            packed into one), across whose borders the state would leak.
+        ValueError: for a mask that is not two-dimensional.
     """
     if attention_mask is None:
-        _check_not_packed(position_ids)
         return None
     if attention_mask.ndim != 2:
         raise ValueError(
@@ -31,30 +28,85 @@ def create_gma_mask(
         )
     mask = attention_mask[:, -inputs_embeds.shape[1] :].bool()
     if not torch.compiler.is_compiling() and bool(mask.all()):
-        _check_not_packed(position_ids)
         return None
     return mask.to(inputs_embeds.device)
-
-
-def _check_not_packed(position_ids: torch.Tensor | None) -> None:
-    if position_ids is None or position_ids.shape[-1] == 1 or torch.compiler.is_compiling():
-        return
-    if bool((position_ids.diff() < 0).any()):
-        raise ValueError(
-            "`position_ids` must not restart within a row, since GMA layers do not keep packed documents apart, but "
-            "they do."
-        )
 
 
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["gma"] = create_gma_mask
 
 
-def create_masks(config, attention_mask: torch.Tensor | None, **kwargs) -> dict[str, torch.Tensor | None]:
+def find_segments(
+    attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+    position_ids: torch.Tensor | None,
+    cu_seq_lens: torch.Tensor | None,
+    shape: tuple[int, int],
+    seen: int | torch.Tensor,
+) -> torch.Tensor | None:
+    """
+    Which document each token of a packed row belongs to, `[batch, N]` from 0 on, or None where rows hold one each.
+
+    A document begins at a real token whose position does not go beyond that of the real token before it, or is 0 after
+    tokens of an earlier call; segment 0 is what goes on from that call.
+
+    Args:
+        attention_mask: `[batch, tokens read before + N]`, or None for real tokens only; or masks by layer type.
+        position_ids: `[batch or 1, N]`, or None.
+        cu_seq_lens: where the documents of the only row begin, and its end, `[documents + 1]`, or None.
+        shape: batch and N.
+        seen: tokens read before.
+
+    Raises:
+        ValueError: for `cu_seq_lens` that do not go from 0 to N, in a batch of several rows, or after an earlier call.
+    """
+    batch, length = shape
+    if cu_seq_lens is not None:
+        borders = cu_seq_lens.tolist()
+        if batch != 1 or int(seen) > 0 or borders[0] != 0 or borders[-1] != length or sorted(set(borders)) != borders:
+            raise ValueError(
+                f"`cu_seq_lens_q` must rise from 0 to the number of tokens, {length}, in one row and without a cache "
+                f"that holds tokens, but it is {borders} with {batch} rows and {int(seen)} tokens in the cache."
+            )
+        token = torch.arange(length, device=cu_seq_lens.device)
+        return torch.bucketize(token, cu_seq_lens[1:-1], right=True)[None] if len(borders) > 2 else None
+    if position_ids is None:
+        return None
+    position_ids = position_ids.expand(batch, length)
+    real = torch.ones_like(position_ids, dtype=torch.bool)
+    was_seen = real[:, 0] & (torch.as_tensor(seen, device=real.device) > 0)
+    if isinstance(attention_mask, dict):  # made by `generate` already
+        mask = attention_mask.get("gma")
+        real = real if mask is None else mask
+    elif attention_mask is not None and attention_mask.ndim == 2:
+        real = attention_mask[:, -length:].bool().to(real.device)
+        was_seen = attention_mask[:, :-length].any(dim=1).to(real.device)
+    # Position of the last real token before each: for the first one -1, or 0 where a document may end before the call
+    token = torch.arange(1, length + 1, device=real.device).expand_as(position_ids)
+    latest = torch.where(real, token, 0).cummax(dim=1).values.roll(1, dims=1)
+    latest[:, 0] = 0
+    before = torch.where(was_seen, 0, -1)[:, None]
+    before = torch.cat([before, position_ids], dim=1).gather(1, latest)
+    begins = real & (position_ids <= before)
+    if not torch.compiler.is_compiling() and not bool(begins.any()):
+        return None
+    return begins.cumsum(dim=1)
+
+
+def first_of_segment(segments: torch.Tensor) -> torch.Tensor:
+    """Index of the first token of the segment that each token belongs to, `[batch, N]`."""
+    token = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    is_first = segments.diff(dim=1, prepend=segments[:, :1] - 1) != 0
+    return torch.where(is_first, token, 0).cummax(dim=1).values
+
+
+def create_masks(
+    config, attention_mask: torch.Tensor | None, segments: torch.Tensor | None = None, **kwargs
+) -> dict[str, torch.Tensor | None]:
     """
     The mask of each layer type of the stack, from one mask `[batch, tokens read before and now]`.
 
     Raises:
-        ValueError: for padding between real tokens where a layer attends in a window, which counts padding as tokens.
+        ValueError: for documents packed into one row where a softmax layer holds tokens of an earlier call, and for
+            padding between real tokens where a layer attends in a window, which counts padding as tokens.
     """
     layer_types = set(config.layer_types)
     if "sliding_attention" in layer_types and attention_mask is not None and attention_mask.ndim == 2:
@@ -64,6 +116,16 @@ def create_masks(config, attention_mask: torch.Tensor | None, **kwargs) -> dict[
                 "`attention_mask` must have its real tokens side by side where `layer_types` holds "
                 "sliding_attention, but a row has padding between them."
             )
+    if segments is not None and layer_types != {"gma"}:
+        cache = kwargs.pop("past_key_values", None)
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "`position_ids` must not restart where `layer_types` holds softmax layers and `past_key_values` holds "
+                "tokens, which these layers would go on reading, but they do."
+            )
+        # Not by their own reading of the positions, which counts what a window sees across the borders
+        kwargs |= {"past_key_values": None, "position_ids": None}
+        kwargs |= {"and_mask_function": packed_sequence_mask_function(segments)}
     return {
         layer_type: LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[layer_type](
             config=config, attention_mask=attention_mask, **kwargs

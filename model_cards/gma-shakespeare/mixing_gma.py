@@ -3,6 +3,8 @@ Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidire
 flash-linear-attention on a GPU, one token by plain tensor operations. Shapes as in `functional_gma`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,7 @@ def mix_bidirectional(
     scores: ScoreWeights,
     epsilon: float,
     mask: Tensor | None = None,
+    segments: Tensor | None = None,
     state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
@@ -78,15 +81,49 @@ def mix_bidirectional(
         scores: weights of the scores on both sides, from `score_weights`.
         epsilon: eps of the read.
         mask: `[B, N]`, False where a token must not write, or None.
-        state: what else has been written, `[B, H, K, d_v + 1]`, or None for nothing.
+        segments: `[B, N]`, never falling along a row: a token reads what its own segment wrote. Each segment becomes a
+            row of its own, and so do the states, in their order, S in all. None for one segment.
+        state: what else has been written, `[B, H, K, d_v + 1]` (`[S, H, K, d_v + 1]`), or None for nothing.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros where there is nothing to read), and the state
         with all tokens in it.
     """
+    if segments is not None:
+        rows = _Rows.of(segments, mask)
+        inputs = (rows.split(x) for x in (queries, keys, values))
+        output, state = mix_bidirectional(*inputs, scores, epsilon, rows.mask, state=state)
+        return rows.join(output), state
     state = _zero_state(values, scores) if state is None else state
     output, state, _ = bidirectional_mix(queries, keys, values, *scores, mask, state, epsilon)
     return output, state
+
+
+class _Rows(NamedTuple):
+    """Where the tokens of packed rows `[B, N]` stand once every segment has a row of its own, `[S, longest]`."""
+
+    row: Tensor  # [B, N]
+    place: Tensor  # [B, N]
+    mask: Tensor  # [S, longest]
+
+    @classmethod
+    def of(cls, segments: Tensor, mask: Tensor | None) -> "_Rows":
+        is_first = segments.diff(dim=1, prepend=segments[:, :1] - 1) != 0
+        row = is_first.flatten().cumsum(0).view(segments.shape) - 1
+        token = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+        place = token - torch.where(is_first, token, 0).cummax(dim=1).values
+        rows = torch.zeros(int(row[-1, -1]) + 1, int(place.max()) + 1, dtype=torch.bool, device=segments.device)
+        rows[row, place] = torch.ones_like(is_first) if mask is None else mask.bool()
+        return cls(row, place, rows)
+
+    def split(self, x: Tensor) -> Tensor:
+        """`[B, H, N, d]` to `[S, H, longest, d]`."""
+        empty = x.new_zeros(*self.mask.shape, x.shape[1], x.shape[-1])
+        return empty.index_put((self.row, self.place), x.transpose(1, 2)).transpose(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """`[S, H, longest, d]` to `[B, H, N, d]`."""
+        return x.transpose(1, 2)[self.row, self.place].transpose(1, 2)
 
 
 def _zero_state(values: Tensor, scores: ScoreWeights) -> Tensor:

@@ -40,12 +40,16 @@ from .masking_gma import (
     check_mask_shape,
     create_masks,
     create_masks_for_generate,
+    find_segments,
+    first_of_segment,
     has_padding_on_the_right,
     last_real_token,
     positions_of_real_tokens,
 )
 
 
+# Tokens of a prompt that are read at once: longer ones are read in pieces, so that memory stays that of a piece.
+PREFILL_CHUNK = 8192
 # Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
 FORGET_TIME_SCALES = (8.0, 400.0)
 
@@ -63,8 +67,6 @@ class GMAPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
-    # A state cannot be rolled back, so that Transformers must refuse assisted decoding.
-    _is_stateful = True
     _keep_in_fp32_modules_strict = ["mixture"]
     _can_record_outputs = {
         "hidden_states": GMABlock,
@@ -148,7 +150,8 @@ class GMAModel(GMAPreTrainedModel):
             attention_mask: `[batch, tokens read before + N]`, 1 at real tokens and 0 at padding, anywhere in the row;
                 or a dict of masks by layer type, as `generate` makes it for static caches.
             token_type_ids: `[batch, N]`; zeros when None.
-            position_ids: `[batch, N]`; when None they count the real tokens of the row.
+            position_ids: `[batch, N]`; when None they count the real tokens of the row. Where they restart, another
+                document begins, which reads nothing of the one before; so it does at `cu_seq_lens_q`.
             past_key_values: the states of what was read before (causal only).
             inputs_embeds: `[batch, N, hidden]`.
             use_cache: whether to return the states (causal only); the config's choice when None.
@@ -161,16 +164,19 @@ class GMAModel(GMAPreTrainedModel):
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.
         """
         _require_one_input(input_ids, inputs_embeds)
-        if kwargs.get("cu_seq_lens_q") is not None:
-            raise ValueError(
-                "`cu_seq_lens_q` must be None, since GMA layers do not keep packed documents apart, but it is given."
-            )
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
         past_key_values = self._prepare_cache(past_key_values, use_cache, inputs_embeds.shape[0])
-        masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
-        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+        segments = find_segments(
+            attention_mask,
+            position_ids,
+            kwargs.get("cu_seq_lens_q"),
+            inputs_embeds.shape[:2],
+            0 if past_key_values is None else past_key_values.get_seq_length(),
+        )
+        masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
+        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -180,6 +186,7 @@ class GMAModel(GMAPreTrainedModel):
                 attention_mask=masks[layer.layer_type],
                 past_key_values=past_key_values,
                 output_attentions=output_attentions,
+                segments=segments,
                 **kwargs,
             )
         if self.final_norm is not None:
@@ -197,7 +204,7 @@ class GMAModel(GMAPreTrainedModel):
             cache = DynamicCache(config=self.config)
         return cache
 
-    def _prepare_masks(self, inputs_embeds, attention_mask, position_ids, cache):
+    def _prepare_masks(self, inputs_embeds, attention_mask, position_ids, cache, segments):
         """A mask per layer type, unless `generate` has made them already."""
         if isinstance(attention_mask, dict):
             return attention_mask
@@ -206,16 +213,19 @@ class GMAModel(GMAPreTrainedModel):
         return create_masks(
             self.config,
             attention_mask,
+            segments,
             inputs_embeds=inputs_embeds,
             past_key_values=cache,
             position_ids=position_ids,
         )
 
-    def _prepare_positions(self, inputs_embeds, attention_mask, position_ids, cache):
+    def _prepare_positions(self, inputs_embeds, attention_mask, position_ids, cache, segments):
         """Position ids, `[batch or 1, N]`, or None without learned positions."""
         if self.embeddings.position_embeddings is None:
             return None
         length = inputs_embeds.shape[1]
+        if position_ids is None and segments is not None:
+            position_ids = torch.arange(length, device=segments.device) - first_of_segment(segments)
         if position_ids is None:
             if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
                 position_ids = positions_of_real_tokens(attention_mask)[:, -length:]
@@ -315,16 +325,37 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
     def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
-        # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one;
-        # a window would count the padding between the prompt and what is generated
-        in_chunks = generation_config.prefill_chunk_size is not None
+        """As in Transformers; a long prompt is read in pieces unless the user says in which."""
         in_window = "sliding_attention" in self.config.layer_types
-        if (in_chunks or in_window) and has_padding_on_the_right(model_kwargs.get("attention_mask")):
+        is_pure = set(self.config.layer_types) == {"gma"}
+        is_padded_right = has_padding_on_the_right(model_kwargs.get("attention_mask"))
+        if input_ids.shape[1] > PREFILL_CHUNK and model_kwargs.get("past_key_values") is not None:
+            if generation_config.prefill_chunk_size is None and (is_pure or not is_padded_right):
+                generation_config.prefill_chunk_size = PREFILL_CHUNK
+        in_chunks = generation_config.prefill_chunk_size is not None
+        if is_padded_right and in_chunks and is_pure:
+            # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one.
+            # A state does not mind where padding is, so that for this call it goes to the left
+            input_ids, model_kwargs = self._padded_left(input_ids, model_kwargs)
+        elif is_padded_right and (in_chunks or in_window):
+            # Keys and values stay where they are, and a window would count the padding before what is generated
             raise ValueError(
-                "`attention_mask` must have its padding on the left where `prefill_chunk_size` is given or "
-                "`layer_types` holds sliding_attention, but a row ends with padding."
+                "`attention_mask` must have its padding on the left where `layer_types` holds sliding_attention, or "
+                "any softmax layer and `prefill_chunk_size` is given, but a row ends with padding."
             )
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    @staticmethod
+    def _padded_left(input_ids, model_kwargs):
+        """The tokens of this call with the padding of each row in front, in whatever inputs there are."""
+        mask, length = model_kwargs["attention_mask"], input_ids.shape[1]
+        order = mask[:, -length:].long().argsort(dim=1, stable=True)
+        moved = {"attention_mask": torch.cat([mask[:, :-length], mask[:, -length:].gather(1, order)], dim=1)}
+        for name in ("position_ids", "token_type_ids", "inputs_embeds"):
+            if (x := model_kwargs.get(name)) is not None:
+                index = order[..., None].expand(-1, -1, x.shape[-1]) if x.ndim == 3 else order
+                moved[name] = x.expand(len(order), *x.shape[1:]).gather(1, index)
+        return input_ids.gather(1, order), {**model_kwargs, **moved}
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         """As in Transformers; a row with padding on the right goes on from the logits of its last real token."""

@@ -207,10 +207,11 @@ def test_the_affinity_is_what_the_mixer_applied(make_config, make_model, assert_
     hidden_states, mask = torch.randn(2, 19, 24), inputs_of(GMAModel)["attention_mask"].bool()
     values, projected = [], []
     mixer.o_proj.register_forward_hook(lambda module, inputs, output: projected.append(inputs[0]))
-    project = mixer.convolution or mixer.v_proj
+    project = mixer.convolution or mixer.qkv_proj
     project.register_forward_hook(lambda module, inputs, output: values.append(output))
     _, weights = mixer(hidden_states, attention_mask=mask, output_attentions=True)
-    value = values[0][0][..., -24:] if mixer.convolution is not None else values[0]
+    projected_all = values[0] if mixer.convolution is None else values[0][0]
+    value = projected_all[..., -24:]
     read = weights @ value.unflatten(-1, (2, -1)).transpose(1, 2)
     assert_close(projected[0], read.transpose(1, 2).flatten(2), 1e-4)
 

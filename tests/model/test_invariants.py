@@ -211,6 +211,17 @@ def mixtures(model):
     return {name: value for name, value in model.named_parameters() if ".mixture." in name}
 
 
+def record_responsibilities(model):
+    """A list that fills with what the GMA layers make of their inputs, queries and keys in turn."""
+    gammas = []
+    for module in model.modules():
+        if type(module).__name__ == "GaussianMixtureAttention":
+            module.register_forward_pre_hook(
+                lambda module, args, kwargs: gammas.extend(module.responsibilities(*args)), with_kwargs=True
+            )
+    return gammas
+
+
 @pytest.mark.parametrize("how", ["method", "to", "from_pretrained"])
 @pytest.mark.parametrize("low", HALVES, ids=str)
 @pytest.mark.parametrize("name", ["causal", "causal_additions", "causal_hybrid", "bidirectional_conv"])
@@ -227,10 +238,7 @@ def test_a_half_precision_model_routes_in_float32(
     assert mixtures(model).keys() == weights.keys()
     for key, value in mixtures(model).items():
         assert value.dtype == torch.float32 and torch.equal(value, weights[key]), key
-    gammas = []
-    for module in model.modules():
-        if type(module).__name__ == "GaussianMixture":
-            module.register_forward_hook(lambda module, inputs, output: gammas.append(output))
+    gammas = record_responsibilities(model)
     outputs = model(ids)
     assert outputs.logits.dtype == low
     assert_close(outputs.logits, exact, 0.05)
@@ -248,9 +256,7 @@ def test_autocast_routes_in_float32(make_config, make_model, random_rows, assert
     model = make_model(GMAModel, make_config(name))
     ids = torch.stack(random_rows([21, 21]))
     exact = model(ids).last_hidden_state
-    gammas = []
-    for layer in model.layers:
-        layer.attention.mixture.register_forward_hook(lambda module, inputs, output: gammas.append(output))
+    gammas = record_responsibilities(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(ids)
     assert_close(outputs.last_hidden_state, exact, 0.05)

@@ -54,7 +54,9 @@ def test_what_the_collator_of_transformers_gives(make_config, make_model, random
     assert_close(model(**batch).loss, expected, 1e-5)
 
 
-@pytest.mark.parametrize("cuts", [range(1, 41), [3, 9, 30], [5], [6, 7]], ids=["one by one", "pieces", "border", "one"])
+@pytest.mark.parametrize(
+    "cuts", [range(1, 41), [3, 9, 30], [5], [6, 7]], ids=["one by one", "pieces", "border", "one"]
+)
 @pytest.mark.parametrize("name", ["causal", "causal_additions"])
 @torch.no_grad()
 def test_a_document_may_begin_in_any_call(make_config, make_model, random_rows, assert_close, name, cuts):
