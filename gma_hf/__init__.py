@@ -26,6 +26,7 @@ from .model.modeling_gma import (
     GMAModel,
     GMAPreTrainedModel,
 )
+from .state import GMAState
 
 
 __version__ = "0.1.0"
@@ -49,4 +50,5 @@ __all__ = [
     "GMAForTokenClassification",
     "GMAModel",
     "GMAPreTrainedModel",
+    "GMAState",
 ]

@@ -1,5 +1,6 @@
 """
-The bidirectional form as one operator, forward and backward by hand: all keys write, then all queries read.
+The bidirectional form as one operator, forward and backward by hand: all keys write, then all queries read. There may
+be fewer queries than keys, or none, and the other way round.
 
 The operator walks in blocks of tokens, keeps its inputs and the state, and computes the responsibilities again in the
 backward. `torch.compile` takes it as one node. A second derivative is refused by PyTorch: the backward has no formula
@@ -30,6 +31,10 @@ from .routing_gma import (
 QUERY, KEY = 0, 1  # the two sides of the score weights
 
 
+def _blocks(x: Tensor) -> list[Block]:
+    return Layout.of(x, chunk_size=1, keep=False).blocks()
+
+
 def _route(work, block: Block, x, weights, constant, centre, mask=None) -> tuple[Tensor, Tensor]:
     """Features of one side `[H, B * L, 2 d_r]`, and its responsibilities `[H * B, L, K]`."""
     side = features(work, block, [x], centre)
@@ -54,13 +59,12 @@ def bidirectional_mix(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, the state with all tokens in it, and for the backward the normaliser `GammaQ z + eps` `[H, B, N, 1]`."""
     with torch.autocast(device_type=values.device.type, enabled=False):
-        output, last, normaliser = _buffers(values, state)
+        output, last, normaliser = _buffers(queries, values, state)
         work, memory = Workspace(centre), rows_first(state)
-        blocks = Layout.of(queries, chunk_size=1, keep=False).blocks()
-        for block in blocks:
+        for block in _blocks(keys):
             _, gamma = _route(work, block, keys, weights[KEY], constant[KEY], centre, mask)
             memory.baddbmm_(gamma.mT, extend_values(work, block, values).flatten(0, 1))
-        for block in blocks:
+        for block in _blocks(queries):
             _, gamma = _route(work, block, queries, weights[QUERY], constant[QUERY], centre)
             weighted = torch.bmm(gamma, memory, out=work("weighted", *gamma.shape[:2], memory.shape[-1]))
             read_weighted(block, weighted, epsilon, output, normaliser)
@@ -70,12 +74,13 @@ def bidirectional_mix(
 
 @bidirectional_mix.register_fake
 def _(queries, keys, values, weights, constant, centre, mask, state, epsilon):
-    return _buffers(values, state)
+    return _buffers(queries, values, state)
 
 
-def _buffers(values, state):
-    batch, heads, length, _ = values.shape
-    return torch.empty_like(values), state.new_empty(state.shape), state.new_empty(heads, batch, length, 1)
+def _buffers(queries, values, state):
+    batch, heads, length, _ = queries.shape
+    output = values.new_empty(batch, length, heads, values.shape[-1]).transpose(1, 2)
+    return output, state.new_empty(state.shape), state.new_empty(heads, batch, length, 1)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::bidirectional_backward", mutates_args=())
@@ -98,14 +103,13 @@ def _backward(
         work, memory, grad_memory = Workspace(centre), rows_first(state), rows_first(grad_state)
         query_side, key_side = (RoutingGradients([x], w) for x, w in zip((queries, keys), weights))
         grad_values = torch.empty_like(values)
-        blocks = Layout.of(queries, chunk_size=1, keep=False).blocks()
-        for block in blocks:
+        for block in _blocks(queries):
             x, gamma = _route(work, block, queries, weights[QUERY], constant[QUERY], centre)
             grad = grad_weighted(work, block, grad_output, output, normaliser).flatten(0, 1)
             grad_memory.baddbmm_(gamma.mT, grad)
             grad = torch.bmm(grad, memory.mT, out=work("grad_gamma", *gamma.shape))
             query_side.add(work, block, x, gamma, grad)
-        for block in blocks:
+        for block in _blocks(keys):
             x, gamma = _route(work, block, keys, weights[KEY], constant[KEY], centre, mask)
             extended = extend_values(work, block, values).flatten(0, 1)
             grad = torch.bmm(extended, grad_memory.mT, out=work("grad_gamma", *gamma.shape))

@@ -68,12 +68,19 @@ class GMABlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        mixed, _ = self.attention(self.mixer_input(hidden_states), **kwargs)
+        return self.after_mixer(hidden_states, mixed)
+
+    def mixer_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the mixer gets of the residual stream, `[batch, N, hidden]`."""
+        return self.attention_norm(hidden_states) if self.is_pre_norm else hidden_states
+
+    def after_mixer(self, hidden_states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """The residual stream after the block, from that before it and the mixer's output, `[batch, N, hidden]`."""
+        hidden_states = hidden_states + self.dropout(mixed)
         if self.is_pre_norm:
-            mixed, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
-            hidden_states = hidden_states + self.dropout(mixed)
             return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
-        mixed, _ = self.attention(hidden_states, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(mixed))
+        hidden_states = self.attention_norm(hidden_states)
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 

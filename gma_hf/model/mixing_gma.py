@@ -76,7 +76,7 @@ def mix_bidirectional(
     Every token reads what all tokens wrote: `M = GammaK^T V`, `z = GammaK^T 1`, `O = GammaQ M / (GammaQ z + eps)`.
 
     Args:
-        queries, keys: `[B, H, N, d_r]`.
+        queries, keys: `[B, H, N, d_r]`; the number of queries may be another than that of the keys, also 0.
         values: `[B, H, N, d_v]`.
         scores: weights of the scores on both sides, from `score_weights`.
         epsilon: eps of the read.

@@ -193,6 +193,21 @@ class GaussianMixtureAttention(nn.Module):
             return *mix_causal(*inputs, *settings), tail
         return *mix_bidirectional(*inputs, mask, segments), tail
 
+    def write(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, state: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The state of a bidirectional layer after the tokens have written into it; without a convolution only."""
+        queries, keys, values, _ = self._project(hidden_states, attention_mask, None, None)
+        inputs = (queries[:, :, :0], keys, values, self.mixture(), self.config.read_epsilon)
+        return mix_bidirectional(*inputs, attention_mask, state=state)[1]
+
+    def read(self, hidden_states: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """What tokens `[batch, N, hidden]` read from a state that others, or they themselves, have written."""
+        queries, keys, values, _ = self._project(hidden_states, None, None, None)
+        inputs = (queries, keys[:, :, :0], values[:, :, :0], self.mixture(), self.config.read_epsilon)
+        output, _ = mix_bidirectional(*inputs, state=state)
+        return self.o_proj(output.transpose(1, 2).flatten(2))
+
     @torch.no_grad()
     def _replay(self, hidden_states, mask, segments, state, tail, num_tokens: int):
         """State and tail after the first `num_tokens` of what was read, for a cache that goes back."""

@@ -36,6 +36,7 @@ from .attention_gma import (
 from .blocks_gma import GMABlock, GMAClassificationHead, GMAEmbeddings, GMAPredictionHead
 from .cache_gma import check_cache
 from .configuration_gma import GMAConfig
+from .identity_gma import identify
 from .masking_gma import (
     check_mask_shape,
     create_masks,
@@ -46,6 +47,7 @@ from .masking_gma import (
     last_real_token,
     positions_of_real_tokens,
 )
+from .segments_gma import encode_segments
 
 
 # Tokens of a prompt that are read at once: longer ones are read in pieces, so that memory stays that of a piece.
@@ -122,6 +124,7 @@ class GMAModel(GMAPreTrainedModel):
         if config.norm_position == "pre":
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
+        self.identity = identify(config, self.layers)  # what a state that leaves this process is recognised by
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -146,7 +149,9 @@ class GMAModel(GMAPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """
         Args:
-            input_ids: token ids `[batch, N]`; exactly one of `input_ids` and `inputs_embeds`.
+            input_ids: token ids `[batch, N]`; exactly one of `input_ids` and `inputs_embeds`. Or, in a bidirectional
+                model without additions, a list of them, the segments of a document, with lists for `attention_mask`
+                and `token_type_ids`: see `encode_segments`.
             attention_mask: `[batch, tokens read before + N]`, 1 at real tokens and 0 at padding, anywhere in the row;
                 or a dict of masks by layer type, as `generate` makes it for static caches.
             token_type_ids: `[batch, N]`; zeros when None.
@@ -163,6 +168,9 @@ class GMAModel(GMAPreTrainedModel):
         Raises:
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.
         """
+        if isinstance(input_ids, (list, tuple)):
+            hidden_states = encode_segments(self, input_ids, attention_mask, token_type_ids)
+            return BaseModelOutputWithPast(last_hidden_state=hidden_states)
         _require_one_input(input_ids, inputs_embeds)
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
@@ -176,7 +184,7 @@ class GMAModel(GMAPreTrainedModel):
             0 if past_key_values is None else past_key_values.get_seq_length(),
         )
         masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
-        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
+        position_ids = self.prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -202,6 +210,8 @@ class GMAModel(GMAPreTrainedModel):
             check_cache(cache, self.config, batch_size)
         elif use_cache and self.config.is_causal:
             cache = DynamicCache(config=self.config)
+        if cache is not None:
+            cache.identity = self.identity
         return cache
 
     def _prepare_masks(self, inputs_embeds, attention_mask, position_ids, cache, segments):
@@ -219,11 +229,11 @@ class GMAModel(GMAPreTrainedModel):
             position_ids=position_ids,
         )
 
-    def _prepare_positions(self, inputs_embeds, attention_mask, position_ids, cache, segments):
-        """Position ids, `[batch or 1, N]`, or None without learned positions."""
+    def prepare_positions(self, inputs, attention_mask, position_ids=None, cache=None, segments=None):
+        """Position ids, `[batch or 1, N]`, or None without learned positions; `inputs`: ids or embeddings."""
         if self.embeddings.position_embeddings is None:
             return None
-        length = inputs_embeds.shape[1]
+        length = inputs.shape[1]
         if position_ids is None and segments is not None:
             position_ids = torch.arange(length, device=segments.device) - first_of_segment(segments)
         if position_ids is None:
@@ -231,7 +241,7 @@ class GMAModel(GMAPreTrainedModel):
                 position_ids = positions_of_real_tokens(attention_mask)[:, -length:]
             else:
                 seen = cache.get_seq_length() if cache is not None else 0
-                position_ids = (torch.arange(length, device=inputs_embeds.device) + seen)[None]
+                position_ids = (torch.arange(length, device=inputs.device) + seen)[None]
         limit = self.config.max_position_embeddings
         if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= limit:
             raise ValueError(
@@ -329,9 +339,9 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         in_window = "sliding_attention" in self.config.layer_types
         is_pure = set(self.config.layer_types) == {"gma"}
         is_padded_right = has_padding_on_the_right(model_kwargs.get("attention_mask"))
-        if input_ids.shape[1] > PREFILL_CHUNK and model_kwargs.get("past_key_values") is not None:
-            if generation_config.prefill_chunk_size is None and (is_pure or not is_padded_right):
-                generation_config.prefill_chunk_size = PREFILL_CHUNK
+        is_long = input_ids.shape[1] > PREFILL_CHUNK and model_kwargs.get("past_key_values") is not None
+        if is_long and generation_config.prefill_chunk_size is None and (is_pure or not is_padded_right):
+            generation_config.prefill_chunk_size = PREFILL_CHUNK
         in_chunks = generation_config.prefill_chunk_size is not None
         if is_padded_right and in_chunks and is_pure:
             # Only the logits of the last chunk come back, and a short row has its last real token in an earlier one.

@@ -60,10 +60,8 @@ def definition_by_document(is_causal, segments, state, mask=None, **arguments):
                 for name, tensor in arguments.items()
             }
             real = None if mask is None else mask[row : row + 1, start:stop]
-            if is_causal:
-                before = state[row : row + 1] if number == 0 else None
-            else:
-                before = state[len(states) : len(states) + 1]
+            place = row if is_causal else len(states)
+            before = None if is_causal and number > 0 else state[place : place + 1]
             output, last = definition(is_causal, **piece, mask=real, state=before)
             parts.append(output)
             if not is_causal or stop == len(numbers):

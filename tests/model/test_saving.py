@@ -39,6 +39,8 @@ CODE = {
     "mixing_gma",
     "modeling_gma",
     "routing_gma",
+    "identity_gma",
+    "segments_gma",
 }
 IDS = torch.arange(1, 23).view(1, 22)
 # Loaded weights lie at other addresses, and what a matrix product rounds depends on how its operands are aligned.

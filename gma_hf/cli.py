@@ -1,0 +1,185 @@
+"""`gma-hf`, also `python -m gma_hf`: what can be done with a checkpoint without writing Python."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+    set_seed,
+)
+from transformers.utils import logging
+
+from .session import TextSession, keeps_a_cache
+from .state import GMAState
+
+
+app = typer.Typer(
+    help="Gaussian Mixture Attention on the command line.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Gaussian Mixture Attention on the command line."""
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a causal language model.")
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]",
+            help="How the text starts; '-' (or nothing, in a pipe) reads it from the standard input.",
+        ),
+    ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            help="Take turns: each line is added to the text (\\n in it for a line break) and the model goes on, "
+            "reading nothing twice. An empty line or Ctrl-D ends.",
+        ),
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, each turn.")] = 200,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampling, above 0 (default: the checkpoint's, or 1).")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of the sampling (default: any).")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Go on from what --save-state (or GMAState.save) wrote with this model."
+        ),
+    ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write what the model remembers to this file after each turn.")
+    ] = None,
+) -> None:
+    """Let a model go on with a text, printing what it writes as it comes."""
+    sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused later, in a sentence
+    with refusals():
+        choices = sampling_choices(temperature, greedy)
+        if save_state is not None and not os.access(save_state.parent, os.W_OK):
+            raise ValueError(f"--save-state must be in a folder to write to, but {str(save_state.parent)!r} is none.")
+        texts = turns(prompt) if interactive else iter([whole_text(prompt)])
+        start = None if state is None else GMAState.load(state)
+        model, tokenizer = open_checkpoint(checkpoint)
+        check_abilities(model, interactive, state is not None or save_state is not None)
+        cache = None if start is None else start.to_cache(model, batch_size=1)
+        session = TextSession(model, tokenizer, cache)
+        if seed is not None:
+            set_seed(seed)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        for text in texts:
+            session.generate(text, max_new_tokens, streamer, **choices)
+            if save_state is not None:
+                GMAState.from_cache(session.settle()).save(save_state)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Wrong input ends the program as wrong usage does: one sentence, exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"gma-hf: {first_line(error)}", err=True)
+        raise typer.Exit(2) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the advice that Transformers adds."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def sampling_choices(temperature: float | None, greedy: bool) -> dict[str, Any]:
+    """What `generate` is told about how to take a token."""
+    if greedy and temperature is not None:
+        raise ValueError("Only one of --greedy and --temperature may be given, but both are.")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"--temperature must be a number above 0, but it is {temperature}; --greedy takes the likeliest token."
+        )
+    if greedy:  # what a checkpoint says about sampling would be warned of
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return {"do_sample": True} if temperature is None else {"do_sample": True, "temperature": temperature}
+
+
+def check_abilities(model: PreTrainedModel, interactive: bool, has_state: bool) -> None:
+    """Refuses what was asked for if the model cannot do it, before anything is written."""
+    name = type(model).__name__
+    if has_state and model.config.model_type != "gma":
+        raise ValueError(f"With --state or --save-state, CHECKPOINT must be a GMA model, but it is a {name}.")
+    if interactive and not keeps_a_cache(model):
+        raise ValueError(
+            f"With --interactive, CHECKPOINT must be a model that keeps what it reads in a cache, but {name} returns "
+            "no `past_key_values`."
+        )
+
+
+def whole_text(prompt: str | None) -> str:
+    """The prompt, or what the input holds instead."""
+    if prompt is None and sys.stdin.isatty():
+        raise ValueError("PROMPT must be given or come through a pipe, but it is missing; --interactive asks for it.")
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    if not text:
+        raise ValueError("PROMPT must hold some text, but it is empty.")
+    return text
+
+
+def turns(prompt: str | None) -> Iterator[str]:
+    """The prompt, if there is one, and then what is typed, line by line."""
+    if prompt == "-":
+        raise ValueError("PROMPT must not be '-' with --interactive, which takes its turns from the standard input.")
+    typed = (line.replace("\\n", "\n") for line in iter(read_line, ""))
+    return chain([prompt] if prompt else [], typed)
+
+
+def read_line() -> str:
+    """A line without its break; empty at the end of the input."""
+    is_terminal = sys.stdin.isatty()
+    try:
+        return input("> " if is_terminal else "")
+    except EOFError:
+        if is_terminal:
+            typer.echo()  # the cursor is still behind the question
+        return ""
+
+
+def open_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, on the GPU if there is one, and its tokenizer."""
+    logging.disable_progress_bar()
+    # Code that comes with a checkpoint is not run; importing this package has made ours known
+    with opening("CHECKPOINT must be the folder or Hub name of a causal language model", name):
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+    with opening("CHECKPOINT must hold the model's tokenizer too", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+@contextmanager
+def opening(demand: str, name: str) -> Iterator[None]:
+    """Says what was asked for when a file cannot be opened, for whatever reason that lies in the file."""
+    try:
+        yield
+    except Exception as error:
+        reason = first_line(error).split(". ")[0].rstrip(" .:")
+        raise ValueError(f"{demand}, but {name!r} cannot be opened: {reason}.") from error

@@ -1,0 +1,110 @@
+"""A text that a model and somebody else write by turns, without the model reading anything twice."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+from transformers.generation.streamers import BaseStreamer
+
+
+class TextSession:
+    """
+    Keeps the model's cache between calls of `generate`: each reads only what has been added to the text.
+
+    Args:
+        model: a causal language model of Transformers; for a second turn, one that keeps what it reads in a `Cache`.
+        tokenizer: its tokenizer.
+        cache: what `model` has read already, if anything: the text goes on from there.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache | None = None):
+        self.model, self.tokenizer, self.cache = model, tokenizer, cache
+        self.num_read = 0 if cache is None else int(cache.get_seq_length())
+        # The last token that was generated: `generate` stops before the model reads it
+        self.unread = torch.empty(1, 0, dtype=torch.long, device=model.device)
+
+    def generate(
+        self, text: str, max_new_tokens: int, streamer: BaseStreamer | None = None, **choices: Any
+    ) -> torch.Tensor:
+        """
+        Adds `text` to the end and lets the model go on from there.
+
+        Args:
+            text: what is read, joined to what was generated last without anything between.
+            max_new_tokens: how many tokens are generated, unless the model ends sooner.
+            streamer: given to Transformers' `generate`; so are the `choices`, such as `do_sample`.
+
+        Returns:
+            The tokens that were generated, `[at most max_new_tokens]`.
+
+        Raises:
+            ValueError: if there is nothing to read, if it gets longer than the model takes, or for a second turn of
+                a model without a cache. Nothing has been read then.
+        """
+        new = self._encode(text)
+        input_ids = torch.cat([self.unread, new], dim=1)
+        self._check(input_ids.shape[1], max_new_tokens)
+        output = self.model.generate(
+            input_ids,
+            # As long as everything that was read: so Transformers tells that `input_ids` is only the end of it
+            attention_mask=input_ids.new_ones(1, self.num_read + input_ids.shape[1]),
+            past_key_values=self.cache,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            return_dict_in_generate=True,
+            num_beams=1,
+            **choices,
+        )
+        self.cache, self.unread = output.past_key_values, output.sequences[:, -1:]
+        self.num_read += output.sequences.shape[1] - 1
+        return output.sequences[0, input_ids.shape[1] :]
+
+    @torch.no_grad()
+    def settle(self) -> Cache | None:
+        """Reads the last token that was generated too, and returns the cache, which then holds the whole text."""
+        if self.unread.shape[1] > 0:
+            mask = self.unread.new_ones(1, self.num_read + 1)
+            output = self.model(self.unread, attention_mask=mask, past_key_values=self.cache, use_cache=True)
+            self.cache, self.num_read, self.unread = output.past_key_values, self.num_read + 1, self.unread[:, :0]
+        return self.cache
+
+    def _encode(self, text: str) -> torch.Tensor:
+        """The tokens of `text`, `[1, N]`; those that the tokenizer puts around texts come at the beginning only."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("The text must be Unicode (UTF-8 on the command line), but it is not.") from error
+        is_beginning = self.num_read == 0
+        ids = self.tokenizer(text, add_special_tokens=is_beginning, verbose=False)["input_ids"]
+        return torch.tensor([ids], dtype=torch.long, device=self.model.device)
+
+    def _check(self, num_input: int, max_new_tokens: int) -> None:
+        if num_input == 0:
+            raise ValueError("There must be at least one token to read, but the text is empty.")
+        if self.num_read > 0 and self.cache is None:
+            raise ValueError(
+                f"The model must keep what it reads in a cache, but {type(self.model).__name__} returns no "
+                "`past_key_values`."
+            )
+        total, limit = self.num_read + num_input + max_new_tokens, longest_text(self.model.config)
+        if limit is not None and total > limit:
+            raise ValueError(
+                f"The text may be {limit} tokens long with this model, but it would be {total}: {self.num_read} read "
+                f"before, {num_input} to read now and {max_new_tokens} to generate."
+            )
+
+
+def longest_text(config: Any) -> int | None:
+    """How many tokens a model of this config takes, or None for any number."""
+    if getattr(config, "position_embedding", None) == "none":
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def keeps_a_cache(model: PreTrainedModel) -> bool:
+    """Whether `model` returns what it has read as `past_key_values`, found out with one token."""
+    with torch.no_grad():
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        output = model(token, attention_mask=torch.ones_like(token), use_cache=True)
+    return getattr(output, "past_key_values", None) is not None

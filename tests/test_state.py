@@ -1,0 +1,226 @@
+"""States as files: what is read back is what was written or nothing; and states as sums."""
+
+import random
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DynamicCache
+
+from gma_hf import GMAForCausalLM, GMAModel, GMAState
+
+
+NAMES = ["causal", "causal_additions", "causal_hybrid", "sliding"]
+SLIDING = {"num_hidden_layers": 3, "layer_types": ["gma", "sliding_attention", "gma"], "sliding_window": 5}
+
+ELSEWHERE = """
+    import sys
+    import torch
+    from safetensors.torch import load_file, save_file
+    from gma_hf import GMAForCausalLM, GMAState
+
+    folder = sys.argv[1]
+    torch.set_grad_enabled(False)
+    model = GMAForCausalLM.from_pretrained(folder)
+    cache = GMAState.load(folder + "/context.safetensors").to_cache(model, batch_size=3)
+    ids = load_file(folder + "/ids.safetensors")["ids"]
+    save_file({"logits": model(ids, past_key_values=cache).logits}, folder + "/logits.safetensors")
+"""
+
+
+@pytest.fixture
+def model(make_config, make_model, request):
+    name = getattr(request, "param", "causal_additions")
+    config = make_config("causal", **SLIDING) if name == "sliding" else make_config(name)
+    return make_model(GMAForCausalLM, config)
+
+
+@pytest.fixture
+def ids(random_rows):
+    return torch.stack(random_rows([30]))
+
+
+def read(model, ids):
+    with torch.no_grad():
+        return GMAState.from_cache(model(ids, use_cache=True).past_key_values)
+
+
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+@torch.no_grad()
+def test_another_process_goes_on_with_any_batch_size(tmp_path, assert_close, random_rows, model, ids):
+    model.save_pretrained(tmp_path)
+    state = read(model, ids)
+    state.save(tmp_path / "context.safetensors")
+    new = torch.stack(random_rows([4, 4, 4], seed=1))
+    save_file({"ids": new}, tmp_path / "ids.safetensors")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(ELSEWHERE), str(tmp_path)], check=True)
+    actual = load_file(tmp_path / "logits.safetensors")["logits"]
+    expected = model(torch.cat([ids.expand(3, -1), new], dim=1), use_cache=False).logits[:, -4:]
+    assert_close(actual, expected, 1e-4)
+    loaded = GMAState.load(tmp_path / "context.safetensors")
+    assert (loaded.tokens, loaded.identity, loaded.nbytes) == (30, state.identity, state.nbytes)
+
+
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_generation_goes_on_from_a_state(model, ids):
+    settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+    state = read(model, ids[:, :-1])
+    for _ in range(2):  # a state is not used up
+        cache = state.to_cache(model)
+        assert torch.equal(model.generate(ids, past_key_values=cache, **settings), model.generate(ids, **settings))
+
+
+def test_a_state_of_another_model_is_refused(make_config, make_model, model, ids):
+    state = read(model, ids)
+    for changes in ({"num_components": 8}, {"forget_gate": False}, {"layer_norm_eps": 1e-3}, {"num_hidden_layers": 3}):
+        other = make_model(GMAForCausalLM, make_config("causal_additions", **changes))
+        with pytest.raises(ValueError, match="`model` must be of the config"):
+            state.to_cache(other)
+    same = make_model(GMAForCausalLM, make_config("causal_additions", hidden_dropout_prob=0.2, chunk_size=4))
+    assert state.to_cache(same).get_seq_length() == 30
+    assert state.to_cache(same.model).get_seq_length() == 30
+    with pytest.raises(ValueError, match="`cache` must be one that a GMA model"):
+        GMAState.from_cache(DynamicCache(config=model.config))
+    with pytest.raises(ValueError, match="`batch_size` must be 2"):
+        read(model, ids.view(2, 15)).to_cache(model, batch_size=3)
+
+
+def corrupted(content, path, number):
+    """The `number`-th way to spoil a file: cut off, a bit turned, or tensors renamed, recast, or reshaped."""
+    chance = random.Random(number)
+    kind = number % 5
+    if kind == 0:
+        path.write_bytes(content[: chance.randrange(len(content))])
+    elif kind == 1:
+        place = chance.randrange(len(content))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+    else:
+        from safetensors import safe_open
+
+        with safe_open(path.with_name("whole.safetensors"), framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        name = chance.choice(sorted(tensors))
+        if kind == 2:
+            tensors[f"{name}{number}"] = tensors.pop(name)
+        elif kind == 3:
+            tensors[name] = tensors[name].to(chance.choice([torch.float16, torch.float64, torch.bfloat16]))
+        else:
+            tensors[name] = tensors[name].flatten().view(chance.choice([(1, -1), (-1,), (-1, 1, 1)]))
+        save_file(tensors, path, metadata)
+
+
+def test_no_corrupted_file_is_loaded(tmp_path, model, ids):
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "spoilt.safetensors"
+    read(model, ids).save(whole)
+    for number in range(200):
+        corrupted(whole.read_bytes(), path, number)
+        with pytest.raises(ValueError, match="`path` must be a file"):
+            GMAState.load(path)
+    for content in (b"", b"not a state", bytes(1000)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="`path` must be a file"):
+            GMAState.load(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="`path` must be a file"):
+        GMAState.load(path)
+    with pytest.raises(FileNotFoundError, match="`path` must be a file"):
+        GMAState.load(tmp_path / "nothing")
+
+
+def test_a_state_that_cannot_be_written_leaves_everything_as_it_was(tmp_path, monkeypatch, model, ids):
+    path = tmp_path / "context.safetensors"
+    read(model, ids[:, :5]).save(path)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        read(model, ids).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        read(model, ids).save(tmp_path / "folder")
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["context.safetensors", "folder"]
+
+
+@torch.no_grad()
+def test_states_add_up(make_config, make_model, assert_close, ids):
+    """In one layer without positions, what was read apart is what was read in one go, in any order."""
+    config = make_config("causal", num_hidden_layers=1, position_embedding="none")
+    model = make_model(GMAForCausalLM, config)
+    parts = [read(model, part) for part in ids.split([11, 7, 12], dim=1)]
+    whole = read(model, ids)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        merged = parts[order[0]] + parts[order[1]] + parts[order[2]]
+        assert merged.tokens == 30
+        assert_close(merged.tensors["layers.0.state"], whole.tensors["layers.0.state"], 1e-5)
+        actual = model(ids[:, :3], past_key_values=merged.to_cache(model)).logits
+        assert_close(actual, model(ids[:, :3], past_key_values=whole.to_cache(model)).logits, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("causal", {}, "`position_embedding`"),
+        ("causal", {"position_embedding": "none", "conv_kernel_size": 4}, "`conv_kernel_size`"),
+        ("causal", {"position_embedding": "none", "forget_gate": True}, "`forget_gate`"),
+        ("causal_hybrid", {"position_embedding": "none"}, "`layer_types`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_states_that_do_not_add_up_are_refused(make_config, make_model, ids, name, changes, reason):
+    state = read(make_model(GMAForCausalLM, make_config(name, **changes)), ids)
+    with pytest.raises(ValueError, match=f"do not add up, since {reason}"):
+        state + state
+
+
+def test_only_states_that_fit_add_up(make_config, make_model, ids):
+    config = make_config("causal", position_embedding="none")
+    state = read(make_model(GMAForCausalLM, config), ids)
+    other = read(make_model(GMAForCausalLM, make_config("causal", position_embedding="none", num_components=8)), ids)
+    with pytest.raises(ValueError, match="The other state must be of the config"):
+        state + other
+    with pytest.raises(ValueError, match="must have 1 rows"):
+        state + read(make_model(GMAForCausalLM, config), ids.view(2, 15))
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("changes", [{}, {"position_embedding": "none", "norm_position": "pre"}], ids=["post", "pre"])
+def test_a_document_in_segments_is_the_document(make_config, make_model, random_rows, assert_close, changes, padded):
+    model = make_model(GMAModel, make_config("bidirectional", **changes))
+    ids = torch.stack(random_rows([23, 23]))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 4:9] = mask[0, 20:] = 0
+    sizes = [7, 1, 3, 12]
+    outputs = [
+        torch.cat(model(ids.split(sizes, dim=1), mask.split(sizes, dim=1)).last_hidden_state, dim=1),
+        model(ids, mask).last_hidden_state,
+    ]
+    assert_close(*outputs, 1e-4)
+    weight = torch.randn(outputs[0].shape) * mask[..., None]
+    parameters = dict(model.named_parameters())
+    gradients = [torch.autograd.grad((x * weight).sum(), parameters.values(), allow_unused=True) for x in outputs]
+    for name, *pair in zip(parameters, *gradients):
+        if pair[1] is not None:
+            assert_close(*pair, 1e-3, name, at_least=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("causal", "`is_causal`"),
+        ("bidirectional_conv", "`conv_kernel_size`"),
+        ("bidirectional_hybrid", "`layer_types`"),
+    ],
+)
+def test_segments_are_refused_where_they_cannot_be_exact(make_config, make_model, ids, name, reason):
+    with pytest.raises(ValueError, match=f"`input_ids`.*{reason}"):
+        make_model(GMAModel, make_config(name))([ids, ids])
