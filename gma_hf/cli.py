@@ -46,7 +46,7 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]",
+            metavar="PROMPT",
             help="How the text starts; '-' (or nothing, in a pipe) reads it from the standard input.",
         ),
     ] = None,
@@ -130,8 +130,7 @@ def check_abilities(model: PreTrainedModel, interactive: bool, has_state: bool) 
         raise ValueError(f"With --state or --save-state, CHECKPOINT must be a GMA model, but it is a {name}.")
     if interactive and not keeps_a_cache(model):
         raise ValueError(
-            f"With --interactive, CHECKPOINT must be a model that keeps what it reads in a cache, but {name} returns "
-            "no `past_key_values`."
+            f"With --interactive, CHECKPOINT must be a model that keeps what it reads in a cache, but {name} does not."
         )
 
 
@@ -167,19 +166,20 @@ def read_line() -> str:
 def open_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on the GPU if there is one, and its tokenizer."""
     logging.disable_progress_bar()
-    # Code that comes with a checkpoint is not run; importing this package has made ours known
-    with opening("CHECKPOINT must be the folder or Hub name of a causal language model", name):
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
-    with opening("CHECKPOINT must hold the model's tokenizer too", name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
-
-
-@contextmanager
-def opening(demand: str, name: str) -> Iterator[None]:
-    """Says what was asked for when a file cannot be opened, for whatever reason that lies in the file."""
+    # Code that comes with a checkpoint is not run; importing this package has made ours known. Whatever error that
+    # ends in lies in somebody's files
     try:
-        yield
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         reason = first_line(error).split(". ")[0].rstrip(" .:")
-        raise ValueError(f"{demand}, but {name!r} cannot be opened: {reason}.") from error
+        raise ValueError(
+            "CHECKPOINT must be the folder or Hub name of a causal language model, but "
+            f"{name!r} cannot be opened: {reason}."
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(
+            f"CHECKPOINT must hold the model's tokenizer too, but {name!r} has none that can be opened."
+        ) from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

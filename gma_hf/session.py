@@ -40,7 +40,7 @@ class TextSession:
 
         Raises:
             ValueError: if there is nothing to read, if it gets longer than the model takes, or for a second turn of
-                a model without a cache. Nothing has been read then.
+                a model without a cache. Nothing of this turn has been read then.
         """
         new = self._encode(text)
         input_ids = torch.cat([self.unread, new], dim=1)
@@ -82,10 +82,9 @@ class TextSession:
     def _check(self, num_input: int, max_new_tokens: int) -> None:
         if num_input == 0:
             raise ValueError("There must be at least one token to read, but the text is empty.")
-        if self.num_read > 0 and self.cache is None:
+        if self.num_read != (0 if self.cache is None else self.cache.get_seq_length()):
             raise ValueError(
-                f"The model must keep what it reads in a cache, but {type(self.model).__name__} returns no "
-                "`past_key_values`."
+                f"The model must keep what it reads in a cache, but {type(self.model).__name__} does not."
             )
         total, limit = self.num_read + num_input + max_new_tokens, longest_text(self.model.config)
         if limit is not None and total > limit:

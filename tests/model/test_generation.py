@@ -220,3 +220,26 @@ def test_a_static_cache_keeps_its_addresses(random_rows, model):
     model(ids, past_key_values=cache)
     addresses.append([x.data_ptr() for layer in cache.layers for x in (layer.state, layer.conv_tail)])
     assert all(x == addresses[0] for x in addresses)
+
+
+@torch.no_grad()
+def test_a_prompt_of_262144_tokens_is_read_in_pieces(make_config, make_model, assert_close):
+    """By itself, none of them longer than 8,192 tokens, with the logits of one call."""
+    config = make_config("causal_additions", num_hidden_layers=1, position_embedding="none", chunk_size=64)
+    model = make_model(GMAForCausalLM, config)
+    prompt, pieces = torch.randint(1, 61, (1, 2**18), generator=torch.Generator().manual_seed(0)), []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: pieces.append(args[0].shape[1]), with_kwargs=True
+    )
+    generated = model.generate(prompt, do_sample=False, **{**DETAILS, "max_new_tokens": 2})
+    hook.remove()
+    assert pieces == [8192] * 32 + [1]
+    expected = model(torch.cat([prompt, generated.sequences[:, -2:-1]], dim=1), use_cache=False, logits_to_keep=2)
+    assert_close(torch.stack(generated.logits, dim=1), expected.logits, 1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_beyond_the_learned_positions_is_refused(make_config, make_model):
+    model = make_model(GMAForCausalLM, make_config("causal"))
+    with pytest.raises(ValueError, match="`max_position_embeddings` is 256"):
+        model.generate(torch.ones(1, 9000, dtype=torch.long), max_new_tokens=1, pad_token_id=0)

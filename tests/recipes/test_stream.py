@@ -1,0 +1,61 @@
+"""The recipe as its user runs it: pieces come while the model still writes, and together are what it wrote."""
+
+import importlib.util
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("stream", ROOT / "recipes" / "stream.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stream"] = module  # where the dataclass of its arguments looks up its annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def opened():
+    return AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+
+
+def test_pieces_come_while_the_model_writes(recipe, opened):
+    model, tokenizer = opened
+    inputs = tokenizer("ROMEO:\n", return_tensors="pt")
+    expected = tokenizer.decode(model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, 7:])
+
+    has_come, calls, waited = threading.Event(), [], []
+
+    def wait(module, inputs):
+        calls.append(1)
+        if len(calls) == 40:  # by then there are whole words, and the model goes on once one has come
+            waited.append(has_come.wait(timeout=30))
+
+    handle = model.register_forward_pre_hook(wait)
+    pieces = []
+    for piece in recipe.stream(model, tokenizer, "ROMEO:\n", max_new_tokens=60, do_sample=False):
+        pieces.append(piece)
+        if piece:
+            has_come.set()
+    handle.remove()
+    assert waited == [True]
+    assert "".join(pieces) == expected
+
+
+def test_an_error_of_the_thread_comes_out(recipe, opened):
+    with pytest.raises(ValueError, match="`max_new_tokens` must be greater than 0"):
+        list(recipe.stream(*opened, "ROMEO:\n", max_new_tokens=-1))
+
+
+def test_command(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["stream.py", "--prompt", "JULIET:\n", "--max_new_tokens", "20"])
+    recipe.main()
+    assert len(capsys.readouterr().out) == 21
