@@ -72,7 +72,9 @@ def find_segments(
         return None
     position_ids = position_ids.expand(batch, length)
     real = torch.ones_like(position_ids, dtype=torch.bool)
-    was_seen = real[:, 0] & (torch.as_tensor(seen, device=real.device) > 0)
+    # A compiler may leave a number open, but not one that becomes a tensor
+    is_seen = seen > 0 if isinstance(seen, torch.Tensor) else bool(seen > 0)
+    was_seen = torch.full_like(real[:, 0], True) & is_seen
     if isinstance(attention_mask, dict):  # made by `generate` already
         mask = attention_mask.get("gma")
         real = real if mask is None else mask

@@ -1,0 +1,47 @@
+"""`torch.compile(fullgraph=True)`: the whole forward as one graph, and decoding without a new graph at each step."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import DynamicCache, StaticCache
+
+from gma_hf import GMAForCausalLM, GMAForMaskedLM
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def compiled(model):
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+@pytest.mark.parametrize("name", ["causal", "causal_additions", "bidirectional"])
+def test_a_training_step_is_one_graph(make_config, make_model, random_rows, assert_close, name, masked):
+    head = GMAForMaskedLM if name == "bidirectional" else GMAForCausalLM
+    model, ids = make_model(head, make_config(name)), torch.stack(random_rows([21, 21]))
+    mask = torch.ones_like(ids).index_fill(1, torch.arange(3), 0) if masked else None
+    losses = [f(input_ids=ids, attention_mask=mask, labels=ids).loss for f in (model, compiled(model))]
+    assert_close(losses[1], losses[0], 1e-6)
+    gradients = [torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) for loss in losses]
+    for eager, graph in zip(*gradients):
+        if eager is not None:
+            assert_close(graph, eager, 1e-4, at_least=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["causal", "causal_additions"])
+@torch.no_grad()
+def test_decoding_does_not_compile_at_each_step(make_config, make_model, random_rows, assert_close, name, kind):
+    model, ids = make_model(GMAForCausalLM, make_config(name)), torch.stack(random_rows([40, 40]))
+    cache = DynamicCache(config=model.config) if kind == "dynamic" else StaticCache(model.config, max_cache_len=40)
+    model(ids[:, :10], past_key_values=cache)
+    step = compiled(model)
+    for token in range(10, 40):
+        place = torch.full((2, 1), token)
+        logits = step(input_ids=ids[:, token : token + 1], position_ids=place, past_key_values=cache).logits
+    assert_close(logits, model(ids, use_cache=False).logits[:, -1:], 1e-4)
+    assert counters["stats"]["unique_graphs"] <= 2
