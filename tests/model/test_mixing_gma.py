@@ -73,8 +73,8 @@ def definition_by_document(is_causal, segments, state, mask=None, **arguments):
 def borders(length):
     """Documents that end at different tokens in either row; row 1 begins with a new one, and skips a number."""
     segments = torch.zeros(BATCH, length, dtype=torch.long)
-    segments[0, length // 3 :] = 1
-    segments[0, length // 2 :] = 2
+    segments[0, (length + 3) // 4 :] = 1
+    segments[0, (length + 1) // 2 :] = 2
     segments[1] = 1
     segments[1, -(length // 4) - 1 :] = 3
     return segments
@@ -334,7 +334,7 @@ def test_one_segment_is_none(results, sequence, length):
 @pytest.mark.parametrize("kept_rows", [0, 40, 10**6], ids=["none kept", "some kept", "all kept"])
 @pytest.mark.parametrize("block_rows", [1, 16, 100, 10**6])
 @pytest.mark.parametrize("length", [64, 67])
-@pytest.mark.parametrize("case", [{}, EVERYTHING], ids=["plain", "all"])
+@pytest.mark.parametrize("case", [{}, CASES["segments"], EVERYTHING], ids=["plain", "segments", "all"])
 def test_blocks_do_not_matter(results, assert_all_close, prepare, monkeypatch, case, length, block_rows, kept_rows):
     arguments, fixed = prepare(length, **case)
     fixed["chunk_size"] = 4
@@ -422,13 +422,25 @@ def test_results_outlive_later_calls(results, gradients, sequence, is_causal):
     """Buffers are used again from call to call, results are not; a longer call in between needs larger buffers."""
     arguments = sequence(33)
     expected = results(is_causal, arguments)
-    with torch.inference_mode():
-        mix(is_causal, **sequence(7))
     outputs = mix(is_causal, **arguments)
     results(is_causal, sequence(50))
     results(is_causal, sequence(33, with_state=True))
     actual = [*outputs, *gradients(outputs, list(arguments.values()))]
     assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
+
+
+@both_forms
+def test_gradients_may_follow_inference(results, assert_all_close, sequence, is_causal):
+    """Also where inference was first to need the buffers: those of a new thread are new."""
+    arguments = sequence(33)
+
+    def infer():
+        with torch.inference_mode():
+            mix(is_causal, **arguments)
+        return results(is_causal, arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert_all_close(pool.submit(infer).result(), results(is_causal, arguments))
 
 
 @both_forms
