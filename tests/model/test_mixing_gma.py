@@ -362,7 +362,7 @@ def saved_bytes(is_causal, components, length=2048):
 
     The weights of the scores are an input of the mix, and so is the state, so neither counts, though both grow with K.
     """
-    heads, torch_float = 2, 4
+    heads, float_bytes = 2, 4
     shape = (1, heads, length)
     arguments = [torch.randn(*shape, width, requires_grad=True) for width in (ROUTING, ROUTING, WIDTH)]
     scores = score_weights(
@@ -381,7 +381,7 @@ def saved_bytes(is_causal, components, length=2048):
         else:
             results = mix_bidirectional(*arguments, scores, EPSILON, state=state)
     known = {tensor.untyped_storage().data_ptr() for tensor in (*arguments, *scores, state, *results)}
-    per_state, per_token = torch_float * heads * components * (WIDTH + 1), torch_float * heads * length
+    per_state, per_token = float_bytes * heads * components * (WIDTH + 1), float_bytes * heads * length
     return sum(size for place, size in storages.items() if place not in known), per_state, per_token
 
 
@@ -480,30 +480,30 @@ def check_gradients(is_causal, length, gates="none", with_state=False, masked=Fa
             arguments["log_decay"] = log_forget_gate(arguments.pop("logits"), mask)
         if segmented:
             arguments["segments"] = borders(length)
-        return mix(is_causal, **arguments, mask=mask, chunk_size=3)
+        return mix(is_causal, **arguments, mask=mask, chunk_size=2)
 
     assert torch.autograd.gradcheck(function, inputs)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("length", [1, 5])
 def test_causal_gradients_are_differences(length, case):
     check_gradients(True, length, **case)
 
 
 @pytest.mark.parametrize(
     ("kept_rows", "case"),
-    [(0, EVERYTHING), (8, EVERYTHING), (10**6, EVERYTHING), (8, {})],
+    [(0, EVERYTHING), (6, EVERYTHING), (10**6, EVERYTHING), (6, {})],
     ids=["none kept", "some kept", "all kept", "plain"],
 )
 def test_causal_gradients_of_several_blocks_are_differences(monkeypatch, case, kept_rows):
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 6)
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 4)
     monkeypatch.setattr(routing_gma, "KEPT_ROWS", kept_rows)
-    check_gradients(True, 7, **case)
+    check_gradients(True, 5, **case)
 
 
 @pytest.mark.parametrize("case", [{}, {"masked": True, "with_state": True}], ids=["plain", "state and padding"])
-@pytest.mark.parametrize(("length", "block_rows"), [(1, 16), (7, 16), (7, 4)], ids=["one token", "one block", "many"])
+@pytest.mark.parametrize(("length", "block_rows"), [(1, 16), (5, 16), (5, 4)], ids=["one token", "one block", "many"])
 def test_bidirectional_gradients_are_differences(monkeypatch, length, block_rows, case):
     monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
     check_gradients(False, length, **case)
@@ -514,7 +514,7 @@ def test_a_second_derivative_is_refused(sequence, is_causal):
     arguments = sequence(9)
     output, _ = mix(is_causal, **arguments)
     (gradient,) = torch.autograd.grad(output.square().sum(), arguments["queries"], create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad|autograd"):
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         torch.autograd.grad(gradient.square().sum(), arguments["queries"])
 
 
