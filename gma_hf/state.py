@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .model.identity_gma import ModelIdentity
 FORMAT = "gma_state.1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GMAState:
     """
     What a causal model remembers of a text it has read.
@@ -41,14 +41,17 @@ class GMAState:
             ValueError: for a cache that no GMA model has written to.
         """
         identity = getattr(cache, "identity", None)
-        if identity is None or int(cache.get_seq_length()) == 0:
+        tokens = 0 if identity is None else int(cache.get_seq_length())
+        if tokens == 0:
             raise ValueError(f"`cache` must be one that a GMA model has read tokens into, but it is {cache}.")
         tensors = {}
         for index, layer in enumerate(cache.layers):
-            names = ("state", "conv_tail") if getattr(layer, "_layer_type", None) == "gma" else ("keys", "values")
-            held = {f"layers.{index}.{name}": getattr(layer, name) for name in names}
-            tensors |= {name: x.detach().clone() for name, x in held.items() if x is not None}
-        return cls(tensors, int(cache.get_seq_length()), identity)
+            if getattr(layer, "_layer_type", None) == "gma":
+                held = {"state": layer.state, "conv_tail": layer.conv_tail}
+            else:  # a static cache also has room for tokens to come
+                held = {"keys": layer.keys[:, :, :tokens], "values": layer.values[:, :, :tokens]}
+            tensors |= {f"layers.{index}.{name}": x.detach().clone() for name, x in held.items() if x is not None}
+        return cls(tensors, tokens, identity)
 
     @property
     def batch_size(self) -> int:
@@ -62,7 +65,7 @@ class GMAState:
 
     def to_cache(self, model: PreTrainedModel, batch_size: int | None = None) -> DynamicCache:
         """
-        A cache for `model` to go on from.
+        A cache for `model` to go on from, on its device and in its dtype (states stay float32).
 
         Args:
             model: with or without a head, of the config that the state was written by.
@@ -71,20 +74,23 @@ class GMAState:
         Raises:
             ValueError: for a state of another model, or of another number of rows.
         """
-        model = getattr(model, model.base_model_prefix, model)
+        model = getattr(model, "model", model)
         self._check_model(getattr(model, "identity", None), "`model`")
-        if batch_size is not None and self.batch_size not in (1, batch_size):
-            raise ValueError(f"`batch_size` must be {self.batch_size}, the rows of the state, but it is {batch_size}.")
-        rows = batch_size or self.batch_size
+        rows = self.batch_size if batch_size is None else batch_size
+        if type(rows) is not int or rows < 1 or self.batch_size not in (1, rows):
+            allowed = "a positive integer" if self.batch_size == 1 else f"{self.batch_size}, the rows of the state"
+            raise ValueError(f"`batch_size` must be {allowed}, but it is {batch_size!r}.")
+        dtypes = {"state": torch.promote_types(model.dtype, torch.float32)}
         cache = DynamicCache(config=model.config)
         cache.identity = self.identity
         for index, layer in enumerate(cache.layers):
             prefix = f"layers.{index}."
             held = {
-                name.removeprefix(prefix): x.expand(rows, *x.shape[1:]).to(model.device, copy=True)
+                name.removeprefix(prefix): x.expand(rows, *x.shape[1:])
                 for name, x in self.tensors.items()
                 if name.startswith(prefix)
             }
+            held = {name: x.to(model.device, dtypes.get(name, model.dtype), copy=True) for name, x in held.items()}
             if "state" in held:
                 layer.update(held["state"], held.get("conv_tail"), self.tokens)
             else:
@@ -107,6 +113,8 @@ class GMAState:
         Raises:
             ValueError: for states of another model, of a model whose states do not add up, or of other batch sizes.
         """
+        if not isinstance(other, GMAState):
+            return NotImplemented
         self._check_model(other.identity, "The other state")
         if self.identity.no_sum_because:
             raise ValueError(f"States of this model do not add up, since {self.identity.no_sum_because}.")
@@ -114,7 +122,7 @@ class GMAState:
             raise ValueError(
                 f"The other state must have {self.batch_size} rows, as this one has, but it has {other.batch_size}."
             )
-        tensors = {name: x + other.tensors[name] for name, x in self.tensors.items()}
+        tensors = {name: x + other.tensors[name].to(x.device) for name, x in self.tensors.items()}
         return GMAState(tensors, self.tokens + other.tokens, self.identity)
 
     def _metadata(self) -> dict[str, str]:
@@ -132,15 +140,16 @@ class GMAState:
         path = Path(path)
         tensors = {name: x.contiguous() for name, x in self.tensors.items()}
         content = save(tensors, {**self._metadata(), "digest": self._digest()})
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "GMAState":

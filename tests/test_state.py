@@ -1,5 +1,6 @@
 """States as files: what is read back is what was written or nothing; and states as sums."""
 
+import copy
 import random
 import subprocess
 import sys
@@ -8,13 +9,18 @@ import textwrap
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
-from gma_hf import GMAForCausalLM, GMAModel, GMAState
+from gma_hf import GMAForCausalLM, GMAState
 
 
 NAMES = ["causal", "causal_additions", "causal_hybrid", "sliding"]
-SLIDING = {"num_hidden_layers": 3, "layer_types": ["gma", "sliding_attention", "gma"], "sliding_window": 5}
+# The first layer of a cache is the one that is asked how many tokens it holds
+SLIDING = {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "gma", "sliding_attention"],
+    "sliding_window": 5,
+}
 
 ELSEWHERE = """
     import sys
@@ -65,17 +71,23 @@ def test_another_process_goes_on_with_any_batch_size(tmp_path, assert_close, ran
 
 
 @pytest.mark.parametrize("model", NAMES, indirect=True)
-def test_generation_goes_on_from_a_state(model, ids):
+def test_generation_goes_on_from_a_state(assert_close, model, ids):
     settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
-    state = read(model, ids[:, :-1])
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    state, expected = read(model, ids[:, :-1]), model.generate(ids, **settings)
     for _ in range(2):  # a state is not used up
         cache = state.to_cache(model)
-        assert torch.equal(model.generate(ids, past_key_values=cache, **settings), model.generate(ids, **settings))
+        assert cache.get_seq_length() == 29
+        actual = model.generate(ids, past_key_values=cache, **settings)
+        assert torch.equal(actual.sequences, expected.sequences)
+        assert_close(torch.stack(actual.logits), torch.stack(expected.logits), 1e-4)
 
 
 def test_a_state_of_another_model_is_refused(make_config, make_model, model, ids):
     state = read(model, ids)
-    for changes in ({"num_components": 8}, {"forget_gate": False}, {"layer_norm_eps": 1e-3}, {"num_hidden_layers": 3}):
+    changed = {"num_components": 8, "forget_gate": False, "layer_norm_eps": 1e-3, "num_hidden_layers": 3}
+    changed |= {"vocab_size": 62, "max_position_embeddings": 257}
+    for changes in ({name: value} for name, value in changed.items()):
         other = make_model(GMAForCausalLM, make_config("causal_additions", **changes))
         with pytest.raises(ValueError, match="`model` must be of the config"):
             state.to_cache(other)
@@ -84,8 +96,58 @@ def test_a_state_of_another_model_is_refused(make_config, make_model, model, ids
     assert state.to_cache(same.model).get_seq_length() == 30
     with pytest.raises(ValueError, match="`cache` must be one that a GMA model"):
         GMAState.from_cache(DynamicCache(config=model.config))
-    with pytest.raises(ValueError, match="`batch_size` must be 2"):
+    for something in (torch.nn.Linear(2, 2), None):
+        with pytest.raises(ValueError, match="`model` must be of the config.*is None"):
+            state.to_cache(something)
+
+
+def test_a_number_of_rows_that_does_not_fit_is_refused(model, ids):
+    with pytest.raises(ValueError, match="`batch_size` must be 2, the rows of the state, but it is 3"):
         read(model, ids.view(2, 15)).to_cache(model, batch_size=3)
+    state = read(model, ids)
+    for batch_size in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match=f"`batch_size` must be a positive integer, but it is {batch_size}"):
+            state.to_cache(model, batch_size=batch_size)
+
+
+def test_a_model_with_a_resized_vocabulary_is_another_one(tmp_path, model, ids):
+    state = read(model, ids)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    with pytest.raises(ValueError, match="`model` must be of the config"):
+        state.to_cache(model)
+    model.save_pretrained(tmp_path)
+    again = GMAForCausalLM.from_pretrained(tmp_path)
+    assert read(model, ids).to_cache(again).get_seq_length() == 30
+    assert read(copy.deepcopy(again), ids).to_cache(model).get_seq_length() == 30
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("static", 3), ("static", 25), ("recorded", 25), ("compiled", 25)])
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+@torch.no_grad()
+def test_a_state_comes_from_any_cache(assert_close, model, ids, kind, tokens):
+    """Also from one that has room for tokens to come, one that keeps its past, one that only a graph has filled."""
+    cache = DynamicCache(config=model.config)
+    if kind == "static":
+        cache = StaticCache(config=model.config, max_cache_len=40)
+    if kind == "recorded":
+        cache.activate_past_recording()
+    forward = torch.compile(model, fullgraph=True, backend="eager") if kind == "compiled" else model
+    forward(ids[:, :tokens], past_key_values=cache)
+    cache = GMAState.from_cache(cache).to_cache(model)
+    steps = [model(part, past_key_values=cache).logits for part in ids[:, tokens:].split(2, dim=1)]
+    assert_close(torch.cat(steps, dim=1), model(ids, use_cache=False).logits[:, tokens:], 1e-4)
+
+
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+@torch.no_grad()
+def test_a_state_takes_the_dtype_of_the_model(assert_close, model, ids):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    for writer, reader in ((model, half), (half, model), (half, half)):
+        cache = read(writer, ids[:, :25]).to_cache(reader)
+        assert_close(reader(ids[:, 25:], past_key_values=cache).logits, model(ids).logits[:, 25:], 0.05)
+        for layer in cache.layers:
+            is_gma = getattr(layer, "_layer_type", None) == "gma"
+            assert (layer.state.dtype == torch.float32) if is_gma else (layer.keys.dtype == reader.dtype)
 
 
 def corrupted(content, path, number):
@@ -189,38 +251,5 @@ def test_only_states_that_fit_add_up(make_config, make_model, ids):
         state + other
     with pytest.raises(ValueError, match="must have 1 rows"):
         state + read(make_model(GMAForCausalLM, config), ids.view(2, 15))
-
-
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("changes", [{}, {"position_embedding": "none", "norm_position": "pre"}], ids=["post", "pre"])
-def test_a_document_in_segments_is_the_document(make_config, make_model, random_rows, assert_close, changes, padded):
-    model = make_model(GMAModel, make_config("bidirectional", **changes))
-    ids = torch.stack(random_rows([23, 23]))
-    mask = torch.ones_like(ids)
-    if padded:
-        mask[1, 4:9] = mask[0, 20:] = 0
-    sizes = [7, 1, 3, 12]
-    outputs = [
-        torch.cat(model(ids.split(sizes, dim=1), mask.split(sizes, dim=1)).last_hidden_state, dim=1),
-        model(ids, mask).last_hidden_state,
-    ]
-    assert_close(*outputs, 1e-4)
-    weight = torch.randn(outputs[0].shape) * mask[..., None]
-    parameters = dict(model.named_parameters())
-    gradients = [torch.autograd.grad((x * weight).sum(), parameters.values(), allow_unused=True) for x in outputs]
-    for name, *pair in zip(parameters, *gradients):
-        if pair[1] is not None:
-            assert_close(*pair, 1e-3, name, at_least=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("causal", "`is_causal`"),
-        ("bidirectional_conv", "`conv_kernel_size`"),
-        ("bidirectional_hybrid", "`layer_types`"),
-    ],
-)
-def test_segments_are_refused_where_they_cannot_be_exact(make_config, make_model, ids, name, reason):
-    with pytest.raises(ValueError, match=f"`input_ids`.*{reason}"):
-        make_model(GMAModel, make_config(name))([ids, ids])
+    with pytest.raises(TypeError):
+        state + 1

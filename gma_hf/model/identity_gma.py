@@ -25,10 +25,10 @@ class ModelIdentity(NamedTuple):
     no_sum_because: str
 
 
-def identify(config: GMAConfig, layers: nn.Module) -> ModelIdentity:
-    """From the fields of the config that decide what is computed, and the names and shapes of the layers' weights."""
+def identify(config: GMAConfig, model: nn.Module) -> ModelIdentity:
+    """From the fields of the config that decide what is computed, and names and shapes of the base model's weights."""
     structure = {name: getattr(config, name) for name in STRUCTURE}
-    shapes = {name: list(parameter.shape) for name, parameter in layers.named_parameters()}
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     text = json.dumps([structure, shapes], sort_keys=True)
     return ModelIdentity(hashlib.sha256(text.encode()).hexdigest(), _no_sum_because(config))
 

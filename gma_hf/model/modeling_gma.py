@@ -124,7 +124,7 @@ class GMAModel(GMAPreTrainedModel):
         if config.norm_position == "pre":
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
-        self.identity = identify(config, self.layers)  # what a state that leaves this process is recognised by
+        self.identity = identify(config, self)  # what a state that leaves this process is recognised by
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -132,6 +132,7 @@ class GMAModel(GMAPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
+        self.identity = identify(self.config, self)  # of the vocabulary as it is now
 
     @merge_with_config_defaults
     @capture_outputs
@@ -169,7 +170,9 @@ class GMAModel(GMAPreTrainedModel):
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.
         """
         if isinstance(input_ids, (list, tuple)):
-            hidden_states = encode_segments(self, input_ids, attention_mask, token_type_ids)
+            others = {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+            others |= {"output_attentions": output_attentions, **kwargs}
+            hidden_states = encode_segments(self, input_ids, attention_mask, token_type_ids, others)
             return BaseModelOutputWithPast(last_hidden_state=hidden_states)
         _require_one_input(input_ids, inputs_embeds)
         if input_ids is not None:
