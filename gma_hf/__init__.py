@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .conversion import convert_checkpoint
 from .model.configuration_gma import GMAConfig
 from .model.modeling_gma import (
     GMAForCausalLM,
@@ -51,4 +52,5 @@ __all__ = [
     "GMAModel",
     "GMAPreTrainedModel",
     "GMAState",
+    "convert_checkpoint",
 ]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -20,6 +21,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .conversion import convert_checkpoint
+from .conversion.source import open_tokenizer
+from .errors import first_line, first_sentence
 from .session import TextSession, keeps_a_cache
 from .state import GMAState
 
@@ -95,6 +99,45 @@ def generate(
                 GMAState.from_cache(session.settle()).save(save_state)
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder or Hub name of a GPT-2, BERT, RoBERTa or DistilBERT model.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the GMA model to; it must not exist.")],
+    layers: Annotated[
+        str, typer.Option(help="Layers that become GMA: all, none, every:N, or indices as in 0,2,4.")
+    ] = "all",
+    num_components: Annotated[int, typer.Option(min=1, help="K, the Gaussian components of each head.")] = 64,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Text file, one text per line, that the components are fitted to."
+        ),
+    ] = None,
+) -> None:
+    """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer."""
+    with refusals():
+        if out.exists():
+            raise ValueError(f"OUT must not exist yet, but {str(out)!r} does.")
+        if not out.absolute().parent.is_dir():
+            raise ValueError(f"OUT must be in a folder that exists, but {str(out.parent)!r} does not.")
+        texts = None
+        if calibration is not None:
+            texts = [line for line in calibration.read_text(encoding="utf-8").splitlines() if line.strip()]
+        which = [int(i) for i in layers.split(",")] if layers.replace(",", "").isdecimal() else layers
+        model = convert_checkpoint(source, layers=which, num_components=num_components, calibration=texts)
+        tokenizer = open_tokenizer(source)
+        # Written beside its place and moved there, so that nothing half-written is left behind
+        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as folder:
+            written = Path(folder) / out.name
+            model.save_pretrained(written)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(written)
+            written.rename(out)
+        typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}.")
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Wrong input ends the program as wrong usage does: one sentence, exit code 2."""
@@ -103,11 +146,6 @@ def refusals() -> Iterator[None]:
     except ValueError as error:
         typer.echo(f"gma-hf: {first_line(error)}", err=True)
         raise typer.Exit(2) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the advice that Transformers adds."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def sampling_choices(temperature: float | None, greedy: bool) -> dict[str, Any]:
@@ -171,10 +209,9 @@ def open_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     try:
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        reason = first_line(error).split(". ")[0].rstrip(" .:")
         raise ValueError(
             "CHECKPOINT must be the folder or Hub name of a causal language model, but "
-            f"{name!r} cannot be opened: {reason}."
+            f"{name!r} cannot be opened: {first_sentence(error)}."
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

@@ -72,8 +72,8 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Data set of the Hub, or a local folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_file: list[str] | None = field(default=None, metadata={"help": "Plain text files to train on."})
-    validation_file: list[str] | None = field(default=None, metadata={"help": "Plain text files to evaluate on."})
+    train_file: list[str] | None = field(default=None, metadata={"help": "Files to train on: plain text, or parquet, json, csv, tsv."})
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Files to evaluate on, of the same kind."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the characters, at the end, held out where nothing else is."}
     )
@@ -94,7 +94,7 @@ def load_text(args: DataArguments) -> DatasetDict:
         if missing:
             raise ValueError(f"`train_file` and `validation_file` must be files, but {missing[0]!r} is none.")
         files = {split: paths for split, paths in files.items() if paths is not None}
-        texts = load_dataset("text", data_files=files, keep_linebreaks=True)
+        texts = load_files(files)
     if args.text_column not in texts["train"].column_names:
         raise ValueError(
             f"`text_column` must be one of {texts['train'].column_names}, but it is {args.text_column!r}."
@@ -102,6 +102,20 @@ def load_text(args: DataArguments) -> DatasetDict:
     if "validation" not in texts:
         texts["train"], texts["validation"] = hold_out_end(texts["train"], args.text_column, args.validation_fraction)
     return texts
+
+
+def load_files(files: dict[str, list[str]]) -> DatasetDict:
+    """Plain text, or tables by the ending of their names: .parquet, .json, .jsonl, .csv, .tsv."""
+    ending = Path(files["train"][0]).suffix
+    match ending:
+        case ".parquet":
+            return load_dataset("parquet", data_files=files)
+        case ".json" | ".jsonl":
+            return load_dataset("json", data_files=files)
+        case ".csv" | ".tsv":
+            return load_dataset("csv", data_files=files, sep="\t" if ending == ".tsv" else ",")
+        case _:
+            return load_dataset("text", data_files=files, keep_linebreaks=True)
 
 
 def hold_out_end(texts: Dataset, column: str, fraction: float) -> tuple[Dataset, Dataset]:

@@ -1,0 +1,56 @@
+"""`convert_checkpoint`: a GPT-2- or BERT-style model of Transformers as a GMA model."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..model.modeling_gma import GMAPreTrainedModel
+from .calibration import token_batches
+from .mixers import which_layers, with_gma_layers
+from .source import open_source, open_tokenizer
+from .weights import carry_over
+
+
+def convert_checkpoint(
+    source: str | Path | PreTrainedModel,
+    *,
+    layers: str | Iterable[int] = "all",
+    num_components: int = 64,
+    calibration: Iterable | None = None,
+    **mixer: Any,
+) -> GMAPreTrainedModel:
+    """
+    The GMA model of a GPT-2, BERT, RoBERTa or DistilBERT checkpoint, with its head.
+
+    Embeddings, MLPs, norms, head and generation config carry over, and in the layers that stay softmax the attention
+    too: with `layers="none"` the model computes what the source computes. In a GMA layer the projections carry over,
+    and with `calibration` the mixtures are fitted to the queries and keys that the source makes of it. What such a
+    layer computes is near the source's only after a distillation (`recipes/distill.py`).
+
+    Padding counts for nothing: positions count the real tokens of a row, where GPT-2, BERT and DistilBERT count its
+    columns unless they are given `position_ids`; with padding on the right this is the same.
+
+    Args:
+        source: folder or Hub name of a checkpoint, or a model.
+        layers: which layers become GMA: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or their indices.
+        num_components: K, the Gaussian components of each head.
+        calibration: some hundred texts as the model will read them, or token batches (`input_ids` `[batch, N]`, or
+            dicts with `attention_mask` too). About 8,000 tokens are used.
+        mixer: other fields of `GMAConfig` that decide what the mixer computes, such as `conv_kernel_size`.
+
+    Raises:
+        ValueError: for a source that cannot be opened or is of an unsupported architecture, for weights that are
+            missing, left over or of another shape, and for wrong `layers`, `num_components` or `calibration`.
+    """
+    model = open_source(source)
+    indices = which_layers(layers, model.config.num_hidden_layers)
+    exact = carry_over(model)
+    if not indices:
+        return exact
+    batches = None
+    if calibration is not None:
+        limits = (exact.config.max_position_embeddings, exact.config.vocab_size)
+        batches = token_batches(calibration, open_tokenizer(source), *limits)
+    return with_gma_layers(exact, indices, batches, num_components=num_components, **mixer)

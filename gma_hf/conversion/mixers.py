@@ -1,0 +1,94 @@
+"""Softmax layers of a GMA network become GMA layers, which start from what the softmax layers compute."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..model.attention_gma import GaussianMixture, GaussianMixtureAttention, SoftmaxAttention
+from ..model.modeling_gma import GMAPreTrainedModel
+from .calibration import Batch, mixer_inputs
+from .mixture_fit import Mixture, fit_mixture
+
+
+def which_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
+    """
+    The indices that `layers` names: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or themselves.
+
+    Raises:
+        ValueError: for another text, or an index that no layer has.
+    """
+    if layers in ("all", "none"):
+        return list(range(num_layers)) if layers == "all" else []
+    if isinstance(layers, str):
+        kind, _, step = layers.partition(":")
+        if kind == "every" and step.isdecimal() and 1 <= int(step) <= num_layers:
+            return list(range(int(step) - 1, num_layers, int(step)))
+        raise ValueError(
+            f"`layers` must be 'all', 'none', 'every:N' with N from 1 to {num_layers}, or indices, but it is {layers!r}."
+        )
+    indices = sorted(set(layers))
+    for index in indices:
+        if not isinstance(index, int) or not 0 <= index < num_layers:
+            raise ValueError(f"`layers` must hold indices from 0 to {num_layers - 1}, but one is {index!r}.")
+    return indices
+
+
+@torch.no_grad()
+def with_gma_layers(
+    model: GMAPreTrainedModel, indices: list[int], batches: list[Batch] | None, **mixer: Any
+) -> GMAPreTrainedModel:
+    """
+    A copy of a network whose softmax layers at `indices` are GMA layers. Their projections carry over, and with token
+    batches their mixtures are fitted to what the softmax layers make of these (`fit_mixture`); without, the mixtures
+    are random.
+
+    Args:
+        model: with softmax attention in those layers.
+        indices: of layers.
+        batches: from `token_batches`, or None.
+        mixer: fields of `GMAConfig`.
+    """
+    fields = model.config.to_dict() | mixer
+    fields["layer_types"] = ["gma" if i in indices else kind for i, kind in enumerate(model.config.layer_types)]
+    config = type(model.config).from_dict(fields)
+    config._attn_implementation = model.config._attn_implementation
+    converted = type(model)(config)
+    if config.routing_dim != config.head_dim:
+        raise ValueError(
+            f"`routing_dim` must be the width of the source's heads, {config.head_dim}, whose queries and keys carry "
+            f"over, but it is {config.routing_dim}."
+        )
+    converted.load_state_dict(model.state_dict(), strict=False)  # all but the attention of GMA layers
+    converted.tie_weights()
+    converted.to(dtype=model.dtype, device=model.device).train(model.training)
+    if converted.can_generate():
+        converted.generation_config = model.generation_config
+    inputs = None if batches is None else mixer_inputs(model, indices, batches)
+    for index in indices:
+        new, old = (network.base_model.layers[index].attention for network in (converted, model))
+        carry_projections(new, old)
+        if inputs is not None:
+            set_mixture(new, fit_mixture(old, inputs[index], config))
+    return converted
+
+
+def carry_projections(new: GaussianMixtureAttention, old: SoftmaxAttention) -> None:
+    """Queries, keys and values of a softmax layer in a GMA layer."""
+    projections = (old.q_proj, old.k_proj, old.v_proj)
+    new.qkv_proj.weight.copy_(torch.cat([projection.weight for projection in projections]))
+    new.qkv_proj.bias.copy_(torch.cat([projection.bias for projection in projections]))
+
+
+def set_mixture(attention: GaussianMixtureAttention, start: Mixture) -> None:
+    """Puts a fitted mixture, and the balance of queries and keys that belongs to it, into a GMA layer."""
+    width = attention.config.routing_dim
+    balance = start.balance.repeat_interleave(width)
+    factors = torch.cat([balance, 1 / balance, torch.ones_like(balance)])
+    attention.qkv_proj.weight.mul_(factors[:, None])
+    attention.qkv_proj.bias.mul_(factors)
+    mixture: GaussianMixture = attention.mixture
+    mixture.means.copy_(start.means)
+    mixture.prior_logits.copy_(start.prior_logits)
+    softplus = start.variances - mixture.variance_floor
+    mixture.raw_variances.copy_(softplus + (-torch.expm1(-softplus)).log())

@@ -1,0 +1,152 @@
+"""Where the components of a GMA layer start: from the queries and keys that the softmax layer in its place makes."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ..model.attention_gma import SoftmaxAttention
+from ..model.configuration_gma import GMAConfig
+from ..model.functional_gma import score_weights
+from ..model.mixing_gma import mix_bidirectional, mix_causal
+
+
+KMEANS_STEPS = 12
+# Points that k-means works on, at most: a random part of them.
+KMEANS_POINTS = 4096
+# Variances to choose from, in units of the mean variance within a cluster.
+VARIANCES = tuple(2.0**n for n in range(7))
+
+
+class Mixture(NamedTuple):
+    """What a GMA layer starts from, beside the projections."""
+
+    balance: torch.Tensor  # [H]: queries are multiplied by it and keys divided, which no softmax notices
+    means: torch.Tensor  # [H, K, d_r]
+    variances: torch.Tensor  # [H, K, d_r]
+    prior_logits: torch.Tensor  # [H, K]
+
+
+class Heads(NamedTuple):
+    """A batch in a softmax layer: queries, keys, values and outputs `[B, H, N, d]`, the mask of real tokens `[B, N]`."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    outputs: torch.Tensor
+    mask: torch.Tensor
+
+
+def fit_mixture(
+    attention: SoftmaxAttention, inputs: list[tuple[torch.Tensor, torch.Tensor]], config: GMAConfig, seed: int = 0
+) -> Mixture:
+    """
+    The means are those of k-means on queries and keys together. All components of a head have one variance, since in
+    tens of dimensions the posteriors of clusters with their own variances are all but hard; it and the priors (equal,
+    or the shares of the clusters) are those with which the head's outputs are nearest to the softmax layer's.
+
+    Args:
+        attention: the softmax layer.
+        inputs: what it read: hidden states `[B, N, hidden]` and masks of real tokens `[B, N]`.
+        config: of the GMA layer.
+        seed: of k-means.
+    """
+    batches = [softmax_heads(attention, *batch) for batch in inputs]
+    spread = [points_of(batches, side).var(dim=1).sum(dim=-1) for side in ("queries", "keys")]
+    balance = (spread[1] / spread[0]).clamp(1e-4, 1e4) ** 0.25
+    by_head = balance[:, None, None]
+    batches = [batch._replace(queries=batch.queries * by_head, keys=batch.keys / by_head) for batch in batches]
+    points = torch.cat([points_of(batches, side) for side in ("queries", "keys")], dim=1)
+    if points.shape[1] < config.num_components:
+        raise ValueError(
+            f"`calibration` must hold at least {math.ceil(config.num_components / 2)} tokens for `num_components="
+            f"{config.num_components}`, but it holds {points.shape[1] // 2}."
+        )
+    means, variance, shares = kmeans(points, config.num_components, torch.Generator().manual_seed(seed))
+    variance = variance[:, None, None].expand_as(means).clamp(min=2 * config.variance_floor)
+    starts = [
+        Mixture(balance, means, variance * factor, prior_logits)
+        for factor in VARIANCES
+        for prior_logits in (torch.zeros_like(shares), shares.log())
+    ]
+    errors = torch.stack([output_errors(start, batches, config) for start in starts])
+    best = errors.argmin(dim=0)
+    return Mixture(*(torch.stack(x)[best, torch.arange(len(best), device=best.device)] for x in zip(*starts)))
+
+
+def softmax_heads(attention: SoftmaxAttention, hidden_states: torch.Tensor, mask: torch.Tensor) -> Heads:
+    """What the heads make of a batch."""
+    queries, keys, values = (
+        projection(hidden_states).unflatten(-1, (attention.config.num_attention_heads, -1)).transpose(1, 2).float()
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    visible = mask[:, None, None]
+    if attention.is_causal:
+        visible = visible & torch.ones(2 * mask.shape[1:], dtype=torch.bool, device=mask.device).tril()
+    outputs = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    return Heads(queries, keys, values, outputs, mask)
+
+
+def points_of(batches: list[Heads], side: str) -> torch.Tensor:
+    """Queries or keys of all real tokens, `[H, tokens, d]`."""
+    return torch.cat([getattr(batch, side).transpose(0, 1)[:, batch.mask] for batch in batches], dim=1)
+
+
+def output_errors(start: Mixture, batches: list[Heads], config: GMAConfig) -> torch.Tensor:
+    """Squared difference between the outputs of GMA heads and those of the softmax layer, summed, `[H]`."""
+    scores = score_weights(start.means, start.variances, start.prior_logits)
+    total = torch.zeros_like(start.balance)
+    for batch in batches:
+        inputs = (batch.queries, batch.keys, batch.values, scores, config.read_epsilon)
+        if config.is_causal:
+            outputs, _ = mix_causal(*inputs, config.chunk_size, batch.mask)
+        else:
+            outputs, _ = mix_bidirectional(*inputs, batch.mask)
+        total += (outputs - batch.outputs).transpose(0, 1)[:, batch.mask].square().sum(dim=(1, 2))
+    return total
+
+
+def kmeans(
+    points: torch.Tensor, num_components: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    k-means from k-means++, in each head.
+
+    Args:
+        points: `[H, points, d]`, at least K.
+        num_components: K.
+
+    Returns:
+        Means `[H, K, d]`, the mean variance within a cluster `[H]`, and the clusters' shares of the points `[H, K]`
+        (one point added to each).
+    """
+    order = torch.randperm(points.shape[1], generator=generator)[:KMEANS_POINTS]
+    points = points[:, order.to(points.device)]
+    means = spread_means(points, num_components, generator)
+    for _ in range(KMEANS_STEPS):
+        sizes = torch.zeros(means.shape[:2], device=points.device)
+        for head, cluster in enumerate(nearest(points, means)):
+            sizes[head] = torch.bincount(cluster, minlength=num_components)
+            sums = torch.zeros_like(means[head]).index_add_(0, cluster, points[head])
+            means[head] = torch.where(sizes[head, :, None] > 0, sums / sizes[head, :, None].clamp(min=1), means[head])
+    distance = torch.cdist(points, means).amin(dim=-1)
+    return means, distance.square().mean(dim=-1) / points.shape[-1], (sizes + 1) / (sizes + 1).sum(-1, keepdim=True)
+
+
+def nearest(points: torch.Tensor, means: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Head by head, the index of the nearest mean of each point, `[points]`."""
+    return (torch.cdist(x, mean).argmin(dim=-1) for x, mean in zip(points, means))
+
+
+def spread_means(points: torch.Tensor, num_components: int, generator: torch.Generator) -> torch.Tensor:
+    """k-means++: each next mean is a point, drawn in proportion to its squared distance from the means before it."""
+    heads = torch.arange(len(points), device=points.device)
+    means = [points[:, 0]]
+    distance = torch.full(points.shape[:2], torch.inf, device=points.device)
+    for _ in range(num_components - 1):
+        distance = distance.minimum((points - means[-1][:, None]).square().sum(dim=-1))
+        index = torch.multinomial(distance.cpu().clamp(min=1e-12), 1, generator=generator)[:, 0]
+        means.append(points[heads, index.to(points.device)])
+    return torch.stack(means, dim=1)

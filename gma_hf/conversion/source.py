@@ -1,0 +1,58 @@
+"""What is to be converted: opened from a folder or the Hub, or a model that lives already."""
+
+from pathlib import Path
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import first_sentence
+from .families import FAMILIES
+
+
+def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
+    """
+    The model with the head that its checkpoint names.
+
+    Raises:
+        ValueError: if there is no such checkpoint, its architecture is not supported, or weights are missing.
+    """
+    if isinstance(source, PreTrainedModel):
+        return source
+    name = str(source)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`source` must be the folder or Hub name of a checkpoint, but {name!r} cannot be opened: "
+            f"{first_sentence(error)}."
+        ) from error
+    heads = FAMILIES[config.model_type].heads if config.model_type in FAMILIES else {}
+    class_name = (config.architectures or list(heads) or ["none"])[0]  # without a name: the bare network
+    if class_name not in heads:
+        raise ValueError(
+            f"`source` must be of type {', '.join(FAMILIES)} and of a class that can be converted, but {name!r} is of "
+            f"type {config.model_type!r} and holds a {class_name}."
+        )
+    try:
+        model, report = getattr(transformers, class_name).from_pretrained(
+            name, config=config, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`source` must hold the weights of its model, but those of {name!r} cannot be read: "
+            f"{first_sentence(error)}."
+        ) from error
+    dropped = heads[class_name].dropped
+    missing = sorted(key for key in report["missing_keys"] if key.rpartition(".")[0] not in dropped)
+    if missing:
+        raise ValueError(f"`source` must hold all weights of its class, but {name!r} has none for {missing[0]!r}.")
+    return model
+
+
+def open_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a source, or None where it has none."""
+    name = source.config._name_or_path if isinstance(source, PreTrainedModel) else str(source)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,123 @@
+"""The weights of a source in a GMA network whose layers all stay softmax: the same function in our modules."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..model.configuration_gma import GMAConfig
+from ..model.modeling_gma import GMAPreTrainedModel
+from .families import FAMILIES, Family, Head
+
+
+logger = logging.get_logger(__name__)
+
+# Fields of a config that mean the same in every architecture.
+COMMON = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "initializer_range",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
+
+
+def carry_over(source: PreTrainedModel) -> GMAPreTrainedModel:
+    """
+    The GMA network with softmax attention in all layers that computes what `source` computes, in its dtype and mode,
+    on its device.
+
+    Raises:
+        ValueError: for an architecture that is not supported, or weights that do not fit it.
+    """
+    family, head = find_family(source)
+    fields = {name: getattr(source.config, name) for name in COMMON} | family.to_gma_config(source.config)
+    config = GMAConfig(**fields, layer_types=["full_attention"] * fields["num_hidden_layers"])
+    config._attn_implementation = source.config._attn_implementation
+    model = head.gma_class(config)
+    model.load_state_dict(translate(source, model, family, head))
+    model.tie_weights()
+    if model.can_generate():
+        model.generation_config = source.generation_config
+    return model.to(dtype=source.dtype, device=source.device).train(source.training)
+
+
+def find_family(source: PreTrainedModel) -> tuple[Family, Head]:
+    """The tables for a model."""
+    name = type(source).__name__
+    for family in FAMILIES.values():
+        if name in family.heads:
+            return family, family.heads[name]
+    supported = sorted(name for family in FAMILIES.values() for name in family.heads)
+    raise ValueError(f"`source` must be one of {', '.join(supported)}, but it is a {name}.")
+
+
+def translate(
+    source: PreTrainedModel, model: GMAPreTrainedModel, family: Family, head: Head
+) -> dict[str, torch.Tensor]:
+    """The state dict of `model`, every entry from `source` and every entry of `source` used or named in a warning."""
+    theirs, ours = source.state_dict(), model.state_dict()
+    translated, used = {}, set()
+    for name, targets in module_table(source, family, head).items():
+        module = get_module(source, name)
+        for key in (f"{name}.{kind}" for kind in ("weight", "bias") if f"{name}.{kind}" in theirs):
+            used.add(key)
+            for target, weight in zip(targets, cut(theirs[key], module, name, len(targets), family, source)):
+                place(translated, ours, f"{target}.{key.rpartition('.')[2]}", weight, key)
+    dropped = {key for key in theirs if key.rpartition(".")[0] in head.dropped}
+    if dropped:
+        logger.warning(f"{type(model).__name__} has no place for {', '.join(sorted(dropped))}, which is left out.")
+    used_storage = {theirs[key].data_ptr() for key in used}
+    left_over = [key for key, x in theirs.items() if key not in used | dropped and x.data_ptr() not in used_storage]
+    if left_over:
+        raise ValueError(f"`source` must hold weights of its class only, but nothing is known about {left_over[0]!r}.")
+    if missing := [key for key in ours if key not in translated]:
+        raise ValueError(f"`source` must hold all weights of its class, but it has none for {missing[0]!r}.")
+    return translated
+
+
+def module_table(source: PreTrainedModel, family: Family, head: Head) -> dict[str, tuple[str, ...]]:
+    """Name of each module of `source` that has weights to carry over, to the names of what it becomes."""
+    is_bare = not hasattr(source, family.prefix)
+    theirs, ours = ("", "") if is_bare else (f"{family.prefix}.", "model.")
+    table = {theirs + name: (ours + target,) for name, target in family.network.items()}
+    for i in range(source.config.num_hidden_layers):
+        for name, targets in family.layer.items():
+            targets = (targets,) if isinstance(targets, str) else targets
+            table[theirs + name.format(i=i)] = tuple(f"{ours}layers.{i}.{target}" for target in targets)
+    return table | {name: (target,) for name, target in head.modules.items()}
+
+
+def get_module(source: PreTrainedModel, name: str) -> nn.Module:
+    try:
+        return source.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"`source` must have a module {name!r}, as its class in Transformers has, but it has none.")
+
+
+def cut(
+    weight: torch.Tensor, module: nn.Module, name: str, parts: int, family: Family, source: PreTrainedModel
+) -> tuple[torch.Tensor, ...]:
+    """A weight as `[outputs, inputs]`, in so many parts of its outputs; of positions, those that tokens can have."""
+    if family.is_transposed and weight.ndim == 2 and not isinstance(module, (nn.Embedding, nn.Linear)):
+        weight = weight.T
+    if name.endswith("position_embeddings"):
+        weight = weight[family.unused_positions(source.config) :]
+    return weight.chunk(parts)
+
+
+def place(
+    translated: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], name: str, weight: torch.Tensor, key: str
+) -> None:
+    """Adds a weight under its new name, if the GMA network has a place of its shape there."""
+    if name not in ours or ours[name].shape != weight.shape:
+        expected = list(ours[name].shape) if name in ours else "no such weight"
+        raise ValueError(f"`source` must have {expected} as {key!r}, but its shape is {list(weight.shape)}.")
+    translated[name] = weight

@@ -1,0 +1,202 @@
+"""
+Convert a GPT-2- or BERT-style checkpoint to GMA and distil it, in two stages:
+
+1. each GMA layer learns to give what the softmax layer in its place gave, all layers at once, the rest frozen;
+2. the whole model learns what the source gives: the distribution over the next (causal) or the masked token, together
+   with the task's own loss, or the embedding of a sentence (encoders without a head, mean over its tokens).
+
+The model is measured against its source before, between and after; table and plot go into its card.
+
+    python recipes/distill.py --source runs/gpt2-wikitext2 --output_dir runs/gma-from-gpt2 \
+        --train_file ../shared/data/wikitext-2/train.txt --validation_file ../shared/data/wikitext-2/valid.txt \
+        --stage1_steps 100 --max_steps 140 --per_device_train_batch_size 8 --learning_rate 1e-3
+
+Commands of the shipped checkpoints: recipes/RESULTS.md. Run again with the same `--output_dir`, each stage goes on from
+its last checkpoint, and a stage that has ended is not repeated. All of `transformers.TrainingArguments` are accepted;
+they hold for both stages, except that `--max_steps` and `--learning_rate` are those of the second.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from distill_card import write_card
+from distill_objectives import EmbeddingObjective, LanguageModelObjective, Objective
+from torch import nn
+from train_clm import DataArguments, load_text
+from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel, GMAPreTrainedModel, convert_checkpoint
+
+
+@dataclass
+class DistillArguments:
+    """What is converted, how, and how long each stage is."""
+
+    source: str = field(metadata={"help": "Folder or Hub name of a GPT-2, BERT, RoBERTa or DistilBERT checkpoint."})
+    layers: str = field(default="all", metadata={"help": "Layers that become GMA: all, every:N, or indices as 0,2,4."})
+    num_components: int = field(default=64, metadata={"help": "K, the Gaussian components of each head."})
+    mixer: str = field(default="{}", metadata={"help": "Other fields of GMAConfig, as JSON."})
+    calibration_texts: int = field(default=256, metadata={"help": "Training examples that the mixtures are fitted to."})
+    stage1_steps: int = field(default=500, metadata={"help": "Steps of the first stage."})
+    stage1_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the first stage."})
+    source_weight: float = field(
+        default=0.5, metadata={"help": "Share of the source's distribution in the second loss; the rest is the task's."}
+    )
+    max_sentences: int = field(
+        default=200_000, metadata={"help": "Sentences of the training text, at most, where embeddings are distilled."}
+    )
+
+
+class LayerTrainer(Trainer):
+    """The first stage: the mean over the GMA layers of their errors, see `layer_errors`."""
+
+    source: GMAPreTrainedModel
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001, ANN201
+        return torch.stack(layer_errors(self.source, model, inputs)).mean()
+
+
+class SourceTrainer(Trainer):
+    """The second stage: what the objective makes of the outputs of the model and of its source."""
+
+    source: GMAPreTrainedModel
+    objective: Objective
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001, ANN201
+        with torch.no_grad():
+            target = self.source(**inputs)
+        return self.objective.loss(model(**inputs), target, inputs)
+
+
+def layer_errors(source: GMAPreTrainedModel, model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """
+    Per GMA layer, the mean squared error of what it gives for the source's own hidden states, over the variance of what
+    the source's softmax layer gave: 1 for a layer that gives its mean. Each layer passes the source's output on, so that
+    the next one gets the source's hidden states too.
+    """
+    network = getattr(model, "module", model)  # within DistributedDataParallel
+    pairs = zip(source.base_model.layers, network.base_model.layers, strict=True)
+    pairs = [(theirs.attention, ours.attention) for theirs, ours in pairs if ours.layer_type == "gma"]
+    targets, errors = {}, []
+    mask = inputs.get("attention_mask")
+    is_real = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+    def record(theirs: nn.Module, ours: nn.Module):  # noqa: ANN202
+        return theirs.register_forward_hook(lambda module, args, output: targets.update({ours: output}))
+
+    def compare(module: nn.Module, args: tuple, output: tuple) -> tuple:
+        target = targets[module][0]
+        error, spread = (output[0] - target)[is_real], target[is_real].var(dim=0).sum()
+        errors.append(error.square().sum(dim=-1).mean() / spread)
+        return targets[module]
+
+    hooks = [record(*pair) for pair in pairs] + [ours.register_forward_hook(compare) for _, ours in pairs]
+    try:
+        inputs = {name: x for name, x in inputs.items() if name != "labels"}
+        with torch.no_grad():
+            source(**inputs)
+        model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return errors
+
+
+@torch.no_grad()
+def mean_layer_errors(trainer: LayerTrainer) -> list[float]:
+    """Those of the first validation batches, layer by layer."""
+    trainer.model.eval()
+    batches = [trainer._prepare_inputs(inputs) for inputs in islice(trainer.get_eval_dataloader(), 4)]
+    errors = [torch.stack(layer_errors(trainer.source, trainer.model, inputs)) for inputs in batches]
+    return torch.stack(errors).mean(dim=0).tolist()
+
+
+def make_objective(model: GMAPreTrainedModel, args: DistillArguments) -> Objective:
+    """What the second stage learns, by the head of the model."""
+    if isinstance(model, GMAModel) and not model.config.is_causal:
+        return EmbeddingObjective(args.max_sentences)
+    if isinstance(model, (GMAForCausalLM, GMAForMaskedLM)):
+        return LanguageModelObjective(model.config.is_causal, args.source_weight)
+    raise ValueError(
+        "`source` must be a language model (causal or masked) or an encoder without a head to be distilled, but it "
+        f"becomes a {type(model).__name__}."
+    )
+
+
+def run_stage(trainer: Trainer, name: str) -> None:
+    """Trains, from the last checkpoint if there is one, and keeps what comes out; or takes what has come out already."""
+    folder = Path(trainer.args.output_dir)
+    if (folder / "done").exists():
+        trainer.model.load_state_dict(type(trainer.model).from_pretrained(folder).state_dict())
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.save_model()
+    trainer.save_metrics("train", {**result.metrics, "stage": name})
+    (folder / "done").touch()
+
+
+def main(arguments: list[str] | None = None) -> list[dict]:
+    """Converts, distils, saves; returns the rows of the card's table, the source's first."""
+    parser = HfArgumentParser((DistillArguments, DataArguments, TrainingArguments))
+    args, data_args, training_args = parser.parse_args_into_dataclasses(arguments)
+    set_seed(training_args.seed)
+    output = Path(training_args.output_dir)
+
+    tokenizer = AutoTokenizer.from_pretrained(args.source)
+    source = convert_checkpoint(args.source, layers="none").eval().requires_grad_(False).to(training_args.device)
+    objective = make_objective(source, args)
+    data = objective.prepare(load_text(data_args), data_args, tokenizer, training_args.seed)
+    layers = args.layers if not args.layers[0].isdigit() else [int(index) for index in args.layers.split(",")]
+    model = convert_checkpoint(
+        args.source,
+        layers=layers,
+        num_components=args.num_components,
+        calibration=[torch.tensor([row["input_ids"]]) for row in data["train"].take(args.calibration_texts)],
+        **json.loads(args.mixer),
+        hidden_dropout_prob=0.0,  # the source answers without
+        attention_probs_dropout_prob=0.0,
+    )
+
+    common = {"model": model, "data_collator": objective.collator, "processing_class": tokenizer}
+    common |= {"train_dataset": data["train"], "eval_dataset": data["validation"]}
+    first_args = replace(
+        training_args,
+        output_dir=str(output / "stage1"),
+        max_steps=args.stage1_steps,
+        learning_rate=args.stage1_learning_rate,
+    )
+    first = LayerTrainer(args=first_args, **common)
+    first.source = source
+    rows = [{"model": "source", **objective.evaluate(source, source, first)}]
+    rows += [{"model": "converted", **objective.evaluate(model, source, first)}]
+    errors = {"converted": mean_layer_errors(first)}
+
+    model.requires_grad_(False)
+    for layer in model.base_model.layers:
+        layer.attention.requires_grad_(layer.layer_type == "gma")
+    run_stage(first, "1, layer by layer")
+    rows += [{"model": "after stage 1", **objective.evaluate(model, source, first)}]
+    errors["after stage 1"] = mean_layer_errors(first)
+
+    model.requires_grad_(True)
+    second = SourceTrainer(args=replace(training_args, output_dir=str(output / "stage2")), **common)
+    second.source, second.objective = source, objective
+    run_stage(second, "2, the whole model")
+    rows += [{"model": "after stage 2", **objective.evaluate(model, source, second)}]
+
+    model.config.hidden_dropout_prob = source.config.hidden_dropout_prob
+    model.config.attention_probs_dropout_prob = source.config.attention_probs_dropout_prob
+    model.config.use_cache = source.config.use_cache  # which Trainer turns off while it trains
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    write_card(output, rows, errors, objective, model, args.source, data_args, training_args.seed)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

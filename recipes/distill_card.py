@@ -1,0 +1,126 @@
+"""The model card of a distilled model: what it is, how near to its source each stage brought it, and the command."""
+
+import json
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from distill_objectives import Objective
+from huggingface_hub import ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from train_clm import DataArguments
+from transformers import PreTrainedModel
+
+
+PLOT = "distillation.png"
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and distilled
+in two stages: first each GMA layer alone, on the source's own hidden states, then the whole model on what the source
+gives. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head; {{ parameters }}
+parameters.
+
+## How near it is to its source
+
+{{ table }}
+
+{{ legend }}
+
+![What each stage recovered]({{ plot }})
+
+Error of a GMA layer on the source's hidden states: the mean squared difference from what the softmax layer gave, over
+the variance of that (1: as good as giving the mean).
+
+{{ error_table }}
+
+## How it was made
+
+Data: {{ data }}. Seed {{ seed }}; {{ machine }}.
+
+```bash
+{{ command }}
+```
+"""
+
+
+def write_card(
+    folder: Path,
+    rows: list[dict],
+    errors: dict[str, list[float]],
+    objective: Objective,
+    model: PreTrainedModel,
+    source: str,
+    data: DataArguments,
+    seed: int,
+) -> None:
+    """
+    Writes README.md, distillation.png and distillation.json into the folder of a model.
+
+    Args:
+        rows: the figures before and after each stage, the source's first.
+        errors: of each GMA layer, before and after the first stage.
+    """
+    (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
+    draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
+    gma_layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "gma"]
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers", base_model=Path(source).name, tags=["gma", "custom_code"]),
+        template_str=TEMPLATE,
+        name=folder.resolve().name,
+        source=f"`{Path(source).name}`",
+        layers=len(gma_layers),
+        all_layers=model.config.num_hidden_layers,
+        components=model.config.num_components,
+        parameters=f"{model.num_parameters():,}",
+        table=table(["model", *objective.metrics], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]),
+        legend="\n".join(f"- {name}: {meaning}" for name, meaning in objective.metrics.items()),
+        plot=PLOT,
+        error_table=table(
+            ["layer", *map(str, gma_layers)], [[stage, *map(figure, values)] for stage, values in errors.items()]
+        ),
+        data=data.dataset_name or ", ".join(data.train_file),
+        seed=seed,
+        machine=machine(),
+        command="python " + shlex.join(sys.argv),
+    )
+    card.save(folder / "README.md")
+
+
+def figure(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine() -> str:
+    """What the model was trained on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{device}, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def draw(rows: list[dict], errors: dict[str, list[float]], objective: Objective) -> Figure:
+    """Each figure by stage, with the source's as a line, and the errors of the layers."""
+    plot = Figure(figsize=(4 * (len(objective.metrics) + 1), 3.5), layout="constrained")
+    *axes, last = plot.subplots(1, len(objective.metrics) + 1)
+    for axis, name in zip(axes, objective.metrics):
+        axis.plot([row["model"] for row in rows[1:]], [row[name] for row in rows[1:]], marker="o")
+        axis.axhline(rows[0][name], linestyle="--", color="grey", label="source")
+        axis.set(ylabel=name, xlabel="stage")
+        axis.tick_params(axis="x", rotation=20)
+        axis.legend()
+    for stage, values in errors.items():
+        last.plot(values, marker="o", label=stage)
+    last.set(xlabel="GMA layer", ylabel="error over variance", ylim=(0, None))
+    last.legend()
+    return plot

@@ -1,0 +1,164 @@
+"""What a converted model learns of its source, and how near it is: language models and sentence encoders."""
+
+import math
+import re
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from scipy.stats import spearmanr
+from train_clm import DataArguments, make_blocks
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    default_data_collator,
+)
+from transformers.modeling_outputs import ModelOutput
+
+
+# A sentence ends with one of these and white space, and has so many characters at least.
+END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+SHORTEST_SENTENCE = 20
+
+
+class Objective(Protocol):
+    """Data, loss and measure of the second stage."""
+
+    collator: Any  # of the batches
+    metrics: dict[str, str]  # name of each figure that `evaluate` gives, and what it says
+
+    def prepare(
+        self, texts: DatasetDict, args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+    ) -> DatasetDict:
+        """Training and validation examples."""
+
+    def loss(self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of a batch, from what the model and its source give for it."""
+
+    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, trainer: Trainer) -> dict[str, float]:
+        """The figures of a model on the validation examples."""
+
+
+class LanguageModelObjective:
+    """The source's distribution over tokens, and the task's own loss."""
+
+    metrics = {
+        "perplexity": "perplexity of the validation text",
+        "divergence": "Kullback-Leibler divergence from the source's distribution, nats per token",
+        "agreement": "share of tokens where the likeliest token is the source's",
+    }
+
+    def __init__(self, is_causal: bool, source_weight: float):
+        if not 0 <= source_weight <= 1:
+            raise ValueError(f"`source_weight` must be from 0 to 1, but it is {source_weight}.")
+        self.is_causal = is_causal
+        self.source_weight = source_weight
+        self.collator = default_data_collator
+
+    def prepare(
+        self, texts: DatasetDict, args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+    ) -> DatasetDict:
+        blocks = make_blocks(texts, args.text_column, tokenizer, args.block_size)
+        if self.is_causal:
+            return blocks
+        self.collator = DataCollatorForLanguageModeling(tokenizer, seed=seed)
+        return blocks.remove_columns("labels")
+
+    def loss(self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        divergence, _ = self.compare(outputs, target, inputs)
+        return self.source_weight * divergence + (1 - self.source_weight) * outputs.loss
+
+    def compare(
+        self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Divergence from the target and agreement with it, over the tokens that are predicted."""
+        keep = torch.ones_like(inputs["labels"], dtype=torch.bool) if self.is_causal else inputs["labels"] != -100
+        ours, theirs = outputs.logits[keep].float(), target.logits[keep].float()
+        divergence = F.kl_div(
+            ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1), log_target=True, reduction="batchmean"
+        )
+        return divergence, (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).float().mean()
+
+    @torch.no_grad()
+    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, trainer: Trainer) -> dict[str, float]:
+        model.eval()
+        if not self.is_causal:
+            self.collator.create_rng()  # so that the same tokens are masked each time
+        figures = []
+        for batch in trainer.get_eval_dataloader():
+            inputs = trainer._prepare_inputs(batch)
+            outputs, target = model(**inputs), source(**inputs)
+            figures.append(torch.stack([outputs.loss, *self.compare(outputs, target, inputs)]))
+        loss, divergence, agreement = torch.stack(figures).mean(dim=0).tolist()
+        return {"perplexity": math.exp(loss), "divergence": divergence, "agreement": agreement}
+
+
+class EmbeddingObjective:
+    """The source's embedding of a sentence: the mean of the last hidden states over its tokens, of length one."""
+
+    metrics = {
+        "spearman": "Spearman correlation of the cosine similarities of sentence pairs with the source's",
+        "cosine": "mean cosine similarity with the source's embedding",
+    }
+
+    def __init__(self, max_sentences: int):
+        self.max_sentences = max_sentences
+
+    def prepare(
+        self, texts: DatasetDict, args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+    ) -> DatasetDict:
+        self.collator = DataCollatorWithPadding(tokenizer)
+
+        def tokenize(batch: dict) -> dict:
+            return {"input_ids": tokenizer(batch["text"], truncation=True, max_length=args.block_size)["input_ids"]}
+
+        sentences = DatasetDict()
+        for split, most in (("train", self.max_sentences), ("validation", 1_000)):
+            split_texts = texts[split].shuffle(seed=seed) if split == "train" else texts[split]
+            found = Dataset.from_dict({"text": first_sentences(split_texts[args.text_column], most)})
+            sentences[split] = found.map(tokenize, batched=True, remove_columns="text", desc=f"Tokenize {split}")
+        return sentences
+
+    def loss(self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        ours, theirs = (embed(x, inputs["attention_mask"]) for x in (outputs, target))
+        similarity = F.mse_loss(ours @ ours.T, theirs @ theirs.T)
+        return 1 - (ours * theirs).sum(dim=-1).mean() + similarity
+
+    @torch.no_grad()
+    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, trainer: Trainer) -> dict[str, float]:
+        """Pairs: each sentence with the next one of the text, and with one from elsewhere."""
+        model.eval()
+        embeddings = []
+        for batch in trainer.get_eval_dataloader():
+            inputs = trainer._prepare_inputs(batch)
+            embeddings.append(
+                torch.stack([embed(network(**inputs), inputs["attention_mask"]) for network in (model, source)])
+            )
+        ours, theirs = torch.cat(embeddings, dim=1).cpu()
+        similarities = [torch.cat([cosine(x, x.roll(-shift, 0)) for shift in (1, len(x) // 2)]) for x in (ours, theirs)]
+        return {"spearman": float(spearmanr(*similarities).statistic), "cosine": float(cosine(ours, theirs).mean())}
+
+
+def embed(outputs: ModelOutput, mask: torch.Tensor) -> torch.Tensor:
+    """`[batch, N, hidden]` of the last layer to embeddings `[batch, hidden]` of length one."""
+    weights = mask[..., None].to(outputs.last_hidden_state.dtype)
+    return F.normalize((outputs.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)
+
+
+def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of embeddings `[batch, hidden]` of length one."""
+    return (x * y).sum(dim=-1)
+
+
+def first_sentences(texts: list[str], most: int) -> list[str]:
+    """The first so many sentences, in the order of the text."""
+    sentences: list[str] = []
+    for text in texts:
+        sentences += [part.strip() for part in END_OF_SENTENCE.split(text) if len(part.strip()) >= SHORTEST_SENTENCE]
+        if len(sentences) >= most:
+            break
+    return sentences[:most]

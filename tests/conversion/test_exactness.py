@@ -1,0 +1,102 @@
+"""With every layer softmax, the converted model computes what its source computes: all but the mixer is right."""
+
+import pytest
+import torch
+from transformers import AutoModel, GenerationConfig
+
+from gma_hf import convert_checkpoint
+from gma_hf.conversion.families import FAMILIES
+
+
+HEADS = [(family, name) for family, tables in FAMILIES.items() for name in tables.heads]
+OUTPUTS = ("logits", "prediction_logits", "start_logits", "end_logits", "last_hidden_state")
+
+
+def outputs(model, inputs):
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: torch.stack([x, x.flip(0)], dim=1) for name, x in inputs.items()}
+        inputs["attention_mask"] = inputs["attention_mask"].sort(dim=-1, descending=True).values
+    with torch.no_grad():
+        given = model(**inputs)
+    return [given[name] for name in OUTPUTS if name in given]
+
+
+def largest_difference(source, converted, inputs):
+    differences = []
+    for theirs, ours in zip(outputs(source, inputs), outputs(converted, inputs), strict=True):
+        if theirs.shape[:2] == inputs["input_ids"].shape:  # an output per token: those of padding mean nothing
+            theirs, ours = (x[inputs["attention_mask"].bool()] for x in (theirs, ours))
+        assert theirs.shape == ours.shape
+        assert theirs.abs().max() > 0.01
+        differences.append((theirs - ours).abs().max().item())
+    return max(differences)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family, name", HEADS, ids=[name for _, name in HEADS])
+def test_every_head_gives_what_its_source_gives(family, name, attention, make_source, make_inputs):
+    source = make_source(family, name, num_labels=2 if "Question" in name or "NextSentence" in name else 5, attn_implementation=attention)
+    converted = convert_checkpoint(source, layers="none")
+    assert not converted.training
+    assert converted.config._attn_implementation == attention
+    assert largest_difference(source, converted, make_inputs(family)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta"])
+def test_a_head_of_its_own_is_carried_over(family, make_source, make_inputs):
+    name = {"gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}[family]
+    source = make_source(family, name, tie_word_embeddings=False)
+    converted = convert_checkpoint(source, layers="none")
+    assert not torch.equal(converted.get_input_embeddings().weight, converted.get_output_embeddings().weight)
+    assert largest_difference(source, converted, make_inputs(family)) < 1e-5
+
+
+@pytest.mark.parametrize("family, name", [("bert", "BertForMaskedLM"), ("gpt2", "GPT2ForSequenceClassification")])
+def test_a_folder_gives_what_the_model_gives(family, name, make_source, make_inputs, tmp_path):
+    source = make_source(family, name)
+    source.save_pretrained(tmp_path / "source")
+    converted = convert_checkpoint(tmp_path / "source", layers="none")
+    assert largest_difference(source, converted, make_inputs(family)) < 1e-5
+    converted.save_pretrained(tmp_path / "gma")
+    again = type(converted).from_pretrained(tmp_path / "gma")
+    assert largest_difference(source, again, make_inputs(family)) < 1e-5
+
+
+def test_what_belongs_to_the_head_carries_over(make_source):
+    labels = {0: "bad", 1: "good", 2: "ugly"}
+    source = make_source("bert", "BertForSequenceClassification", id2label=labels, problem_type="regression")
+    config = convert_checkpoint(source, layers="none").config
+    assert (config.id2label, config.num_labels, config.problem_type) == (labels, 3, "regression")
+
+    source = make_source("gpt2", "GPT2LMHeadModel")
+    source.generation_config = GenerationConfig(top_k=7, eos_token_id=3)
+    converted = convert_checkpoint(source)
+    assert (converted.generation_config.top_k, converted.generation_config.eos_token_id) == (7, 3)
+    inputs = torch.tensor([[5, 6, 7]])
+    exact = convert_checkpoint(source, layers="none")
+    greedy = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(source.generate(inputs, **greedy), exact.generate(inputs, **greedy))
+
+
+def test_the_network_of_a_causal_source_opens_as_the_auto_classes_say(make_source, tmp_path):
+    convert_checkpoint(make_source("gpt2", "GPT2LMHeadModel")).save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).config.layer_types == ["gma"] * 3
+
+
+def test_half_precision_stays(make_source):
+    source = make_source("bert", "BertModel").to(torch.bfloat16)
+    converted = convert_checkpoint(source, num_components=4)
+    assert converted.dtype == torch.bfloat16
+    assert converted.layers[0].attention.mixture.means.dtype == torch.float32
+
+
+def test_what_has_no_place_is_named(make_source, caplog):
+    from transformers.utils import logging
+
+    logger = logging.get_logger("gma_hf")
+    logger.addHandler(caplog.handler)
+    try:
+        convert_checkpoint(make_source("bert", "BertModel"), layers="none")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "pooler.dense.weight" in caplog.text

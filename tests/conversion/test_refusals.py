@@ -1,0 +1,106 @@
+"""Wrong input ends in one sentence that names the argument, and nothing is left on disk."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from gma_hf import convert_checkpoint
+from gma_hf.cli import app
+
+
+TOKENS = [torch.arange(5, 45).view(2, 20)]
+
+
+def refused(sentence, *args, **kwargs):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        convert_checkpoint(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_architectures_that_are_not_supported(make_source, tmp_path):
+    config = transformers.T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=2, vocab_size=20, d_kv=4)
+    model = transformers.T5ForConditionalGeneration(config)
+    refused("`source` must be one of BertFor.*but it is a T5ForConditionalGeneration", model)
+    model.save_pretrained(tmp_path)
+    refused("`source` must be of type gpt2, bert, .* but .* is of type 't5'", tmp_path)
+    refused("add_cross_attention=False", make_source("gpt2", "GPT2LMHeadModel", add_cross_attention=True))
+    refused("is_decoder=False", make_source("bert", "BertForMaskedLM", is_decoder=True))
+    refused("scale_attn_weights=True", make_source("gpt2", "GPT2Model", scale_attn_weights=False))
+
+
+def test_sources_that_cannot_be_opened(tmp_path, make_source):
+    refused("`source` must be the folder or Hub name of a checkpoint", tmp_path / "nothing")
+    make_source("bert", "BertForMaskedLM").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    key = next(key for key in tensors if "layer.1.output.dense.weight" in key)
+    save_file({name: x for name, x in tensors.items() if name != key}, weights, metadata={"format": "pt"})
+    refused(f"`source` must hold all weights of its class, but .* has none for '{key}'", tmp_path)
+    save_file({**tensors, key: tensors[key][:5].contiguous()}, weights, metadata={"format": "pt"})
+    refused("`source` must hold the weights of its model", tmp_path)
+    weights.write_bytes(weights.read_bytes()[:500])
+    refused("`source` must hold the weights of its model", tmp_path)
+    weights.unlink()
+    refused("`source` must hold the weights of its model", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForNothing"]}))
+    refused("holds a BertForNothing", tmp_path)
+
+
+def test_live_models_with_other_weights_than_their_class(make_source):
+    source = make_source("gpt2", "GPT2Model")
+    source.extra = torch.nn.Linear(2, 2)
+    refused("nothing is known about 'extra.weight'", source)
+    source = make_source("bert", "BertModel")
+    source.encoder.layer[1].output.dense = torch.nn.Linear(40, 23)
+    refused("must have \\[24, 40\\] as 'encoder.layer.1.output.dense.weight'", source)
+    source = make_source("bert", "BertModel")
+    source.encoder.layer[2].intermediate.dense = torch.nn.Linear(24, 40, bias=False)
+    refused("has none for 'layers.2.mlp.up_proj.bias'", source)
+
+
+@pytest.mark.parametrize("layers", ["some", "every:0", "every:9", "every:", [3], [-1], [0.5], ["1"]])
+def test_layers(layers, make_source):
+    refused("`layers` must", make_source("gpt2", "GPT2Model"), layers=layers)
+
+
+def test_calibration(make_source):
+    source = make_source("gpt2", "GPT2Model")
+    refused("`calibration` must be token batches where", source, calibration=["a text"])
+    refused("`calibration` must hold texts, or token ids", source, calibration=[3])
+    refused("`calibration` must hold texts, or token ids", source, calibration=[torch.zeros(2, 3)])
+    refused("`calibration` must hold at least 50 tokens", source, calibration=TOKENS, num_components=50)
+    refused("`calibration` must hold token ids below 61", source, calibration=[torch.full((1, 30), 61)])
+    refused("`num_components` must be at least 1", source, num_components=0)
+
+
+def convert(*args):
+    return CliRunner().invoke(app, ["convert", *map(str, args)])
+
+
+def test_nothing_half_written_is_left(make_source, tmp_path, monkeypatch):
+    make_source("bert", "BertModel").save_pretrained(tmp_path / "source")
+    out = tmp_path / "out"
+    done = convert(tmp_path / "source", out, "--layers", "0,2", "--num-components", 4)
+    assert done.exit_code == 0
+    assert transformers.AutoModel.from_pretrained(out).config.layer_types == ["gma", "full_attention", "gma"]
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    again = convert(tmp_path / "source", out)
+    assert again.exit_code == 2
+    assert "OUT must not exist yet" in again.stderr
+    assert convert(tmp_path / "source", tmp_path / "no" / "out").exit_code == 2
+    assert convert(tmp_path / "nothing", tmp_path / "other").exit_code == 2
+    assert convert(tmp_path / "source", tmp_path / "other", "--layers", "9").exit_code == 2
+
+    def fail(*args, **kwargs):
+        (tmp_path / "tried").touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(transformers.configuration_utils.PreTrainedConfig, "to_json_file", fail)
+    assert convert(tmp_path / "source", tmp_path / "other").exit_code != 0
+    (tmp_path / "tried").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
