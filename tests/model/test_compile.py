@@ -33,7 +33,7 @@ def test_a_training_step_is_one_graph(make_config, make_model, random_rows, asse
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["causal", "causal_additions"])
+@pytest.mark.parametrize("name", ["causal", "causal_additions", "causal_hybrid", "causal_hybrid_additions"])
 @torch.no_grad()
 def test_decoding_does_not_compile_at_each_step(make_config, make_model, random_rows, assert_close, name, kind):
     model, ids = make_model(GMAForCausalLM, make_config(name)), torch.stack(random_rows([40, 40]))
@@ -44,4 +44,14 @@ def test_decoding_does_not_compile_at_each_step(make_config, make_model, random_
         place = torch.full((2, 1), token)
         logits = step(input_ids=ids[:, token : token + 1], position_ids=place, past_key_values=cache).logits
     assert_close(logits, model(ids, use_cache=False).logits[:, -1:], 1e-4)
+    # A key-value cache that grows has a length of its own at first; a state has not
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("name", ["causal", "causal_hybrid"])
+def test_generation_with_a_compiled_forward(make_config, make_model, random_rows, name):
+    model, ids = make_model(GMAForCausalLM, make_config(name)), torch.stack(random_rows([12, 12]))
+    choices = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **choices)
+    model.forward = torch.compile(model.forward, backend="aot_eager")
+    assert torch.equal(model.generate(ids, **choices), expected)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 from gma_hf import GMAForCausalLM
@@ -92,6 +94,30 @@ def test_beams_are_as_alone(assert_close, model, prompt, padding, use_cache):
     alone = [model.generate(row[None], **choices, use_cache=False) for row in rows]
     assert torch.equal(together.sequences[:, -NEW:], torch.cat([x.sequences[:, -NEW:] for x in alone]))
     assert_close(together.sequences_scores, torch.cat([x.sequences_scores for x in alone]), 1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 14), min_size=1, max_size=4),
+    side=st.sampled_from(["left", "right", "middle"]),
+    beams=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize("name", ["causal_additions", "causal_hybrid"])
+def test_any_padding_and_any_beams(
+    make_config, make_model, random_rows, pad_rows, assert_close, name, lengths, side, beams, seed
+):
+    """Rows of any lengths, padded anywhere: the scores of each row's beams are those of the row alone."""
+    model, rows = make_model(GMAForCausalLM, make_config(name)), random_rows(lengths, seed)
+    ids, mask = pad_rows(rows, side, seed)
+    choices = {"max_new_tokens": 5, "pad_token_id": 0, "do_sample": False, "return_dict_in_generate": True}
+    choices |= {"num_beams": beams, "output_scores": True}
+    together = model.generate(ids, attention_mask=mask, **choices)
+    for index, row in enumerate(rows):
+        alone = model.generate(row[None], **choices)
+        if beams > 1:
+            assert_close(together.sequences_scores[index], alone.sequences_scores[0], 1e-4)
+        assert_close(torch.stack(together.scores)[0, index * beams], torch.stack(alone.scores)[0, 0], 1e-4)
 
 
 @pytest.mark.parametrize("with_all_tokens", [True, False], ids=["all tokens", "new tokens"])

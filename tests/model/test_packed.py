@@ -52,6 +52,8 @@ def test_what_the_collator_of_transformers_gives(make_config, make_model, random
     expected = sum(losses) / sum(len(row) - 1 for row in rows)
     batch = {key: value for key, value in batch.items() if not key.startswith(("cu_seq_lens_k", "max_length"))}
     assert_close(model(**batch).loss, expected, 1e-5)
+    collator = DataCollatorWithFlattening(return_position_ids=False, return_seq_idx=True)
+    assert_close(model(**collator([{"input_ids": row.tolist()} for row in rows])).loss, expected, 1e-5)
 
 
 @pytest.mark.parametrize(
