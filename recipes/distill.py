@@ -162,6 +162,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         attention_probs_dropout_prob=0.0,
     )
 
+    if "gma" not in model.config.layer_types:
+        raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
     common = {"model": model, "data_collator": objective.collator, "processing_class": tokenizer}
     common |= {"train_dataset": data["train"], "eval_dataset": data["validation"]}
     first_args = replace(
@@ -172,22 +174,28 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     )
     first = LayerTrainer(args=first_args, **common)
     first.source = source
-    rows = [{"model": "source", **objective.evaluate(source, source, first)}]
-    rows += [{"model": "converted", **objective.evaluate(model, source, first)}]
+    rows = []
+
+    def measure(name: str, model: GMAPreTrainedModel) -> None:
+        rows.append({"model": name, **objective.evaluate(model, source, first)})
+        print(rows[-1], flush=True)
+
+    measure("source", source)
+    measure("converted", model)
     errors = {"converted": mean_layer_errors(first)}
 
     model.requires_grad_(False)
     for layer in model.base_model.layers:
         layer.attention.requires_grad_(layer.layer_type == "gma")
     run_stage(first, "1, layer by layer")
-    rows += [{"model": "after stage 1", **objective.evaluate(model, source, first)}]
+    measure("after stage 1", model)
     errors["after stage 1"] = mean_layer_errors(first)
 
     model.requires_grad_(True)
     second = SourceTrainer(args=replace(training_args, output_dir=str(output / "stage2")), **common)
     second.source, second.objective = source, objective
     run_stage(second, "2, the whole model")
-    rows += [{"model": "after stage 2", **objective.evaluate(model, source, second)}]
+    measure("after stage 2", model)
 
     model.config.hidden_dropout_prob = source.config.hidden_dropout_prob
     model.config.attention_probs_dropout_prob = source.config.attention_probs_dropout_prob

@@ -34,6 +34,8 @@ class Head:
     modules: dict[str, str]
     # Modules that the GMA class has no place for; they are named in a warning.
     dropped: tuple[str, ...] = ()
+    # A weight that the source's forward does not use, unless it is tied to one that it does.
+    unused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,7 @@ def bert_config(config: PreTrainedConfig) -> dict[str, Any]:
 
 def roberta_config(config: PreTrainedConfig) -> dict[str, Any]:
     """GMAConfig arguments of a RobertaConfig; the first token's position is the one after the padding token's."""
-    if config.hidden_act != "gelu":  # which its masked-LM head has, whatever the network has
-        refuse(config, hidden_act="gelu")
+    refuse(config, hidden_act="gelu")  # which its masked-LM head has, whatever the network has
     return bert_config(config) | {
         "max_position_embeddings": config.max_position_embeddings - roberta_unused_positions(config)
     }
@@ -178,9 +179,12 @@ FAMILIES = {
         layer=BERT_LAYER,
         heads={
             "BertModel": Head(GMAModel, {}, dropped=("pooler.dense",)),
-            "BertForMaskedLM": Head(GMAForMaskedLM, BERT_MASKED_LM),
+            "BertForMaskedLM": Head(GMAForMaskedLM, BERT_MASKED_LM, unused="cls.predictions.bias"),
             "BertForPreTraining": Head(
-                GMAForMaskedLM, BERT_MASKED_LM, dropped=("bert.pooler.dense", "cls.seq_relationship")
+                GMAForMaskedLM,
+                BERT_MASKED_LM,
+                dropped=("bert.pooler.dense", "cls.seq_relationship"),
+                unused="cls.predictions.bias",
             ),
             "BertForNextSentencePrediction": Head(
                 GMAForSequenceClassification,
@@ -203,6 +207,7 @@ FAMILIES = {
             "RobertaForMaskedLM": Head(
                 GMAForMaskedLM,
                 {"lm_head.dense": "head.dense", "lm_head.layer_norm": "head.norm", "lm_head.decoder": "decoder"},
+                unused="lm_head.bias",
             ),
             "RobertaForSequenceClassification": Head(
                 GMAForSequenceClassification,

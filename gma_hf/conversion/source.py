@@ -37,7 +37,7 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
         model, report = getattr(transformers, class_name).from_pretrained(
             name, config=config, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever error it is, it lies in somebody's files
         raise ValueError(
             f"`source` must hold the weights of its model, but those of {name!r} cannot be read: "
             f"{first_sentence(error)}."

@@ -74,10 +74,9 @@ def translate(
     dropped = {key for key in theirs if key.rpartition(".")[0] in head.dropped}
     if dropped:
         logger.warning(f"{type(model).__name__} has no place for {', '.join(sorted(dropped))}, which is left out.")
-    used_storage = {theirs[key].data_ptr() for key in used}
-    left_over = [key for key, x in theirs.items() if key not in used | dropped and x.data_ptr() not in used_storage]
+    left_over = set(theirs) - used - dropped - {head.unused}
     if left_over:
-        raise ValueError(f"`source` must hold weights of its class only, but nothing is known about {left_over[0]!r}.")
+        raise ValueError(f"`source` must hold weights of its class only, but nothing is known about {min(left_over)!r}.")
     if missing := [key for key in ours if key not in translated]:
         raise ValueError(f"`source` must hold all weights of its class, but it has none for {missing[0]!r}.")
     return translated

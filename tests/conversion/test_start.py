@@ -1,0 +1,132 @@
+"""What a GMA layer starts from: the projections of the softmax layer, and components fitted to its queries and keys."""
+
+import pytest
+import torch
+
+from gma_hf import convert_checkpoint
+from gma_hf.conversion.mixture_fit import kmeans
+
+
+def sharpened(source):
+    """With queries and keys that go by what a token is more than by where it stands, and attention that is not flat."""
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            if any(part in name for part in ("c_attn", "query", "key", "q_lin", "k_lin")):
+                parameter.mul_(6)
+            if "wpe" in name or "position_embeddings" in name:
+                parameter.mul_(0.1)
+    return source
+
+
+def batches(count=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, 59, (4, 30), generator=generator) for _ in range(count)]
+
+
+@torch.no_grad()
+def first_layer_error(converted, source, tokens):
+    """Of the first layer's attention on the source's own hidden states, over the variance of what the source gave."""
+    exact = convert_checkpoint(source, layers="none").base_model
+    hidden = exact.layers[0].mixer_input(exact(tokens, output_hidden_states=True).hidden_states[0])
+    mask = torch.ones(1, 1, *(2 * tokens.shape[1:]), dtype=torch.bool)
+    expected, _ = exact.layers[0].attention(hidden, mask.tril() if exact.config.is_causal else mask)
+    actual, _ = converted.base_model.layers[0].attention(hidden)
+    return ((actual - expected).square().mean() / expected.var(dim=(0, 1)).mean()).item()
+
+
+@pytest.mark.parametrize(
+    "family, name", [("gpt2", "GPT2LMHeadModel"), ("bert", "BertModel"), ("distilbert", "DistilBertModel")]
+)
+def test_a_start_from_the_data_is_nearer_than_a_random_one(make_source, family, name):
+    source = sharpened(make_source(family, name))
+    unseen = torch.cat(batches(2, seed=1))
+    at_random, fitted = (
+        first_layer_error(convert_checkpoint(source, num_components=32, calibration=data), source, unseen)
+        for data in (None, batches())
+    )
+    assert fitted < 0.9 * at_random
+
+
+def test_projections_carry_over(make_source):
+    source = make_source("gpt2", "GPT2Model")
+    attention = convert_checkpoint(source, layers=[1]).layers[1].attention
+    assert torch.equal(attention.qkv_proj.weight, source.h[1].attn.c_attn.weight.T)
+    assert torch.equal(attention.qkv_proj.bias, source.h[1].attn.c_attn.bias)
+    assert torch.equal(attention.o_proj.weight, source.h[1].attn.c_proj.weight.T)
+
+    fitted = convert_checkpoint(source, layers=[1], num_components=8, calibration=batches()).layers[1].attention
+    (q, k, v), (old_q, old_k, old_v) = (x.qkv_proj.weight.chunk(3) for x in (fitted, attention))
+    assert torch.equal(v, old_v)
+    for head in range(2):  # what a softmax sees of them is the same
+        rows = slice(head * 12, head * 12 + 12)
+        assert torch.allclose(q[rows].T @ k[rows], old_q[rows].T @ old_k[rows], atol=1e-5)
+
+
+def mixtures(model):
+    return [tensor for name, tensor in model.state_dict().items() if "mixture" in name or "qkv" in name]
+
+
+def assert_same(one, other):
+    assert all(torch.equal(x, y) for x, y in zip(mixtures(one), mixtures(other), strict=True))
+
+
+def test_calibration_comes_in_several_forms(make_source):
+    source = make_source("bert", "BertModel")
+    by_tensor, by_dict, by_list = (
+        convert_checkpoint(source, num_components=8, calibration=data)
+        for data in (
+            batches(),
+            iter({"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in batches()),
+            [ids.tolist() for ids in batches()],
+        )
+    )
+    assert_same(by_tensor, by_dict)
+    assert_same(by_tensor, by_list)
+
+
+@pytest.mark.parametrize("family, name", [("bert", "BertModel"), ("gpt2", "GPT2Model")])
+def test_padding_of_the_calibration_counts_for_nothing(make_source, family, name):
+    source = make_source(family, name)
+    mask = (torch.arange(30) < torch.tensor([[30], [12], [5], [22]])).long()
+    garbled = [{"input_ids": ids.where(mask > 0, 59), "attention_mask": mask} for ids in batches()]
+    plain = [{"input_ids": ids, "attention_mask": mask} for ids in batches()]
+    one, other = (convert_checkpoint(source, num_components=8, calibration=data) for data in (plain, garbled))
+    for x, y in zip(mixtures(one), mixtures(other), strict=True):
+        assert torch.allclose(x, y, atol=1e-4)
+
+
+def test_the_rest_of_a_half_converted_model_is_the_sources(make_source, make_inputs):
+    source = make_source("bert", "BertForMaskedLM")
+    converted = convert_checkpoint(source, layers="every:2", num_components=8, calibration=batches())
+    assert converted.config.layer_types == ["full_attention", "gma", "full_attention"]
+    exact = convert_checkpoint(source, layers="none").state_dict()
+    for name, tensor in converted.state_dict().items():
+        if "layers.1.attention.mixture" not in name and "layers.1.attention.qkv_proj" not in name:
+            assert torch.equal(tensor, exact[name]), name
+
+
+def test_other_fields_of_the_mixer(make_source, make_inputs):
+    source = make_source("gpt2", "GPT2LMHeadModel")
+    options = {"num_components": 8, "calibration": batches(), "conv_kernel_size": 3}
+    converted = convert_checkpoint(source, **options).eval()
+    without = convert_checkpoint(source, **options | {"conv_kernel_size": 0}).eval()
+    with torch.no_grad():  # the convolution starts as if it were not there
+        logits = [model(**make_inputs("gpt2")).logits for model in (converted, without)]
+    assert torch.allclose(*logits, atol=1e-6)
+    with pytest.raises(ValueError, match="`routing_dim` must be the width of the source's heads, 12"):
+        convert_checkpoint(source, routing_dim=5)
+
+
+def test_kmeans_finds_clusters_that_are_there():
+    generator = torch.Generator().manual_seed(0)
+    centres = 10 * torch.randn(2, 5, 3, generator=generator)
+    which = torch.randint(5, (2, 900), generator=generator).sort().values
+    points = centres.gather(1, which[..., None].expand(-1, -1, 3)) + 0.1 * torch.randn(2, 900, 3, generator=generator)
+    means, variance, shares = kmeans(points, 5, torch.Generator().manual_seed(1))
+    nearest = torch.cdist(centres, means).argmin(dim=-1)
+    for head in range(2):
+        assert nearest[head].unique().numel() == 5
+        assert torch.allclose(means[head, nearest[head]], centres[head], atol=0.05)
+        counts = torch.bincount(which[head], minlength=5)
+        assert torch.allclose(shares[head, nearest[head]], (counts + 1) / 905, atol=1e-6)
+    assert torch.allclose(variance, torch.full((2,), 0.01), rtol=0.1)

@@ -1,0 +1,138 @@
+"""Distillation as its user runs it: convert, both stages, measure, write the card, resume."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+
+ROOT = Path(__file__).parents[2]
+TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
+BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "recipes")  # as when the file is run
+        yield importlib.import_module("distill")
+
+
+def bert_tokenizer():
+    trained = BertWordPieceTokenizer()
+    trained.train([str(TEXT)], vocab_size=300, show_progress=False)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, mask_token="[MASK]", **special)
+
+
+def make_source(kind, folder):
+    """A source with random weights, large enough for its attention and its outputs not to be flat, and its tokenizer."""
+    set_seed(0)
+    if kind == "causal":
+        trained = ByteLevelBPETokenizer()
+        trained.train([str(TEXT)], vocab_size=257, special_tokens=["<|endoftext|>"], show_progress=False)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    else:
+        tokenizer = bert_tokenizer()
+        classes = {"masked": BertForMaskedLM, "embedding": BertModel, "classifier": BertForSequenceClassification}
+        model = classes[kind](BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **BERT))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(25 if "attn" in name or "attention" in name else 4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def arguments(source, output, *more):
+    common = ["--source", source, "--output_dir", output, "--train_file", TEXT, "--block_size", 32, "--seed", 0]
+    common += ["--num_components", 8, "--calibration_texts", 20, "--stage1_steps", 12, "--max_steps", 12]
+    common += ["--learning_rate", 1e-3, "--stage1_learning_rate", 1e-2, "--report_to", "none", "--use_cpu", True]
+    common += ["--source_weight", 1]  # a random source has nothing to say about the text
+    return [str(argument) for argument in (*common, "--save_steps", 6, *more)]
+
+
+AUTO = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
+NEARNESS = {"causal": "divergence", "masked": "divergence", "embedding": "cosine"}
+
+
+@pytest.mark.parametrize("kind", AUTO)
+def test_each_stage_brings_the_model_nearer(recipe, tmp_path, kind):
+    source = make_source(kind, tmp_path / "source")
+    rows = recipe.main(arguments(source, tmp_path / "out"))
+    assert [row["model"] for row in rows] == ["source", "converted", "after stage 1", "after stage 2"]
+    values = [row[NEARNESS[kind]] for row in rows]
+    if kind == "embedding":
+        assert values[0] == pytest.approx(1) and rows[0]["spearman"] == pytest.approx(1)
+        assert values[1] < values[3]
+    else:
+        assert abs(values[0]) < 1e-4 < values[3] < values[1]
+
+    saved = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    assert saved["rows"] == rows
+    before, after = saved["layer_errors"]["converted"], saved["layer_errors"]["after stage 1"]
+    assert len(before) == 2 and all(late < early for early, late in zip(before, after))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| after stage 2 |" in card and "![" in card and "base_model: source" in card
+    assert (tmp_path / "out" / "distillation.png").stat().st_size > 5_000
+
+    model = AUTO[kind].from_pretrained(tmp_path / "out")
+    assert model.config.layer_types == ["gma", "gma"]
+    assert model.config.hidden_dropout_prob == 0.1  # the source's
+    AutoTokenizer.from_pretrained(tmp_path / "out")
+
+
+def test_stages_resume_and_ended_ones_are_kept(recipe, tmp_path):
+    source = make_source("causal", tmp_path / "source")
+    whole = recipe.main(arguments(source, tmp_path / "whole"))
+    cut = tmp_path / "cut"
+    recipe.main(arguments(source, cut))
+    (cut / "stage2" / "done").unlink()  # as if it had been interrupted after step 6
+    for left in [path for path in (cut / "stage2").glob("checkpoint-12/*")]:
+        left.unlink()
+    (cut / "stage2" / "checkpoint-12").rmdir()
+    first_stage = (cut / "stage1" / "model.safetensors").stat().st_mtime_ns
+    for resumed, expected in zip(recipe.main(arguments(source, cut)), whole, strict=True):
+        assert resumed["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-3)
+    assert (cut / "stage1" / "model.safetensors").stat().st_mtime_ns == first_stage
+
+
+def test_what_is_frozen_stays_as_it_was(recipe, tmp_path):
+    source = make_source("causal", tmp_path / "source")
+    recipe.main(arguments(source, tmp_path / "out", "--layers", "1", "--max_steps", 1))
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "stage1").state_dict()
+    for name, tensor in recipe.convert_checkpoint(source, layers="none").state_dict().items():
+        if not name.startswith("model.layers.1.attention"):
+            assert torch.equal(tensor, trained[name]), name
+    assert not torch.equal(trained["model.layers.1.attention.o_proj.weight"], tensor)
+
+
+def test_wrong_input_is_refused(recipe, tmp_path):
+    source = make_source("classifier", tmp_path / "source")
+    with pytest.raises(ValueError, match="`source` must be a language model.*GMAForSequenceClassification"):
+        recipe.main(arguments(source, tmp_path / "out"))
+    source = make_source("causal", tmp_path / "other")
+    with pytest.raises(ValueError, match="`source_weight` must be from 0 to 1, but it is 2.0"):
+        recipe.main(arguments(source, tmp_path / "out", "--source_weight", 2))
+    with pytest.raises(ValueError, match="`layers` must"):
+        recipe.main(arguments(source, tmp_path / "out", "--layers", "none"))
+    assert not (tmp_path / "out").exists()
