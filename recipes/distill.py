@@ -11,9 +11,9 @@ The model is measured against its source before, between and after; table and pl
         --train_file ../shared/data/wikitext-2/train.txt --validation_file ../shared/data/wikitext-2/valid.txt \
         --stage1_steps 100 --max_steps 140 --per_device_train_batch_size 8 --learning_rate 1e-3
 
-Commands of the shipped checkpoints: recipes/RESULTS.md. Run again with the same `--output_dir`, each stage goes on from
-its last checkpoint, and a stage that has ended is not repeated. All of `transformers.TrainingArguments` are accepted;
-they hold for both stages, except that `--max_steps` and `--learning_rate` are those of the second.
+Commands of the shipped checkpoints: recipes/RESULTS.md. Run again with the same `--output_dir`, each stage goes on
+from its last checkpoint, and a stage that has ended is not repeated. All of `transformers.TrainingArguments` are
+accepted; they hold for both stages, except that `--max_steps` and `--learning_rate` are those of the second.
 """
 
 import json
@@ -40,12 +40,16 @@ class DistillArguments:
     layers: str = field(default="all", metadata={"help": "Layers that become GMA: all, every:N, or indices as 0,2,4."})
     num_components: int = field(default=64, metadata={"help": "K, the Gaussian components of each head."})
     mixer: str = field(default="{}", metadata={"help": "Other fields of GMAConfig, as JSON."})
-    calibration_texts: int = field(default=256, metadata={"help": "Training examples that the mixtures are fitted to."})
+    calibration_texts: int = field(
+        default=256, metadata={"help": "Training examples that the mixtures are fitted to."}
+    )
     stage1_steps: int = field(default=500, metadata={"help": "Steps of the first stage."})
     stage1_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the first stage."})
     source_weight: float = field(
-        default=0.5, metadata={"help": "Share of the source's distribution in the second loss; the rest is the task's."}
+        default=0.5,
+        metadata={"help": "Share of the source's distribution in the second loss; the rest is the task's."},
     )
+    half: bool = field(default=False, metadata={"help": "Keep the weights in half precision in the end."})
     max_sentences: int = field(
         default=200_000, metadata={"help": "Sentences of the training text, at most, where embeddings are distilled."}
     )
@@ -74,9 +78,9 @@ class SourceTrainer(Trainer):
 
 def layer_errors(source: GMAPreTrainedModel, model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """
-    Per GMA layer, the mean squared error of what it gives for the source's own hidden states, over the variance of what
-    the source's softmax layer gave: 1 for a layer that gives its mean. Each layer passes the source's output on, so that
-    the next one gets the source's hidden states too.
+    Per GMA layer, the mean squared error of what it gives for the source's own hidden states, over the variance of
+    what the source's softmax layer gave: 1 for a layer that gives its mean. Each layer passes the source's output on,
+    so that the next one gets the source's hidden states too.
     """
     network = getattr(model, "module", model)  # within DistributedDataParallel
     pairs = zip(source.base_model.layers, network.base_model.layers, strict=True)
@@ -127,17 +131,19 @@ def make_objective(model: GMAPreTrainedModel, args: DistillArguments) -> Objecti
     )
 
 
-def run_stage(trainer: Trainer, name: str) -> None:
-    """Trains, from the last checkpoint if there is one, and keeps what comes out; or takes what has come out already."""
+def run_stage(trainer: Trainer) -> float:
+    """Trains, from the last checkpoint if there is one, and keeps what comes out; or takes what came out before. Gives
+    the seconds that it took."""
     folder = Path(trainer.args.output_dir)
-    if (folder / "done").exists():
+    results = folder / "train_results.json"  # the last that is written
+    if results.exists():
         trainer.model.load_state_dict(type(trainer.model).from_pretrained(folder).state_dict())
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-    trainer.save_model()
-    trainer.save_metrics("train", {**result.metrics, "stage": name})
-    (folder / "done").touch()
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        trainer.save_model()
+        trainer.save_metrics("train", result.metrics)
+    return json.loads(results.read_text())["train_runtime"]
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
@@ -187,22 +193,24 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     model.requires_grad_(False)
     for layer in model.base_model.layers:
         layer.attention.requires_grad_(layer.layer_type == "gma")
-    run_stage(first, "1, layer by layer")
+    seconds = [run_stage(first)]
     measure("after stage 1", model)
     errors["after stage 1"] = mean_layer_errors(first)
 
     model.requires_grad_(True)
     second = SourceTrainer(args=replace(training_args, output_dir=str(output / "stage2")), **common)
     second.source, second.objective = source, objective
-    run_stage(second, "2, the whole model")
+    seconds.append(run_stage(second))
     measure("after stage 2", model)
+    if args.half:
+        measure("in half precision", model.half())
 
     model.config.hidden_dropout_prob = source.config.hidden_dropout_prob
     model.config.attention_probs_dropout_prob = source.config.attention_probs_dropout_prob
     model.config.use_cache = source.config.use_cache  # which Trainer turns off while it trains
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    write_card(output, rows, errors, objective, model, args.source, data_args, training_args.seed)
+    write_card(output, rows, errors, objective, model, args.source, data_args, training_args.seed, seconds)
     return rows
 
 

@@ -22,10 +22,19 @@ TEMPLATE = """---
 
 # {{ name }}
 
-{{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and distilled
-in two stages: first each GMA layer alone, on the source's own hidden states, then the whole model on what the source
-gives. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head; {{ parameters }}
-parameters.
+{{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and
+distilled in two stages: first each GMA layer alone, on the source's own hidden states, then the whole model on what
+the source gives. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head;
+{{ parameters }} parameters. What its source is good for and may be used for holds for it too, as far as the figures
+below say; beyond the length of the distillation's examples ({{ block_size }} tokens) nothing was measured.
+
+```python
+from transformers import AutoTokenizer, {{ auto_class }}
+
+# With `import gma_hf` before, neither needs `trust_remote_code`
+tokenizer = AutoTokenizer.from_pretrained("{{ name }}", trust_remote_code=True)
+model = {{ auto_class }}.from_pretrained("{{ name }}", trust_remote_code=True)
+```
 
 ## How near it is to its source
 
@@ -42,7 +51,7 @@ the variance of that (1: as good as giving the mean).
 
 ## How it was made
 
-Data: {{ data }}. Seed {{ seed }}; {{ machine }}.
+Data: {{ data }}. Seed {{ seed }}; stages of {{ seconds }} seconds; {{ machine }}.
 
 ```bash
 {{ command }}
@@ -59,6 +68,7 @@ def write_card(
     source: str,
     data: DataArguments,
     seed: int,
+    seconds: list[float],
 ) -> None:
     """
     Writes README.md, distillation.png and distillation.json into the folder of a model.
@@ -66,6 +76,7 @@ def write_card(
     Args:
         rows: the figures before and after each stage, the source's first.
         errors: of each GMA layer, before and after the first stage.
+        seconds: that each stage took.
     """
     (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
     draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
@@ -79,7 +90,9 @@ def write_card(
         all_layers=model.config.num_hidden_layers,
         components=model.config.num_components,
         parameters=f"{model.num_parameters():,}",
-        table=table(["model", *objective.metrics], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]),
+        table=table(
+            ["model", *objective.metrics], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]
+        ),
         legend="\n".join(f"- {name}: {meaning}" for name, meaning in objective.metrics.items()),
         plot=PLOT,
         error_table=table(
@@ -87,6 +100,9 @@ def write_card(
         ),
         data=data.dataset_name or ", ".join(data.train_file),
         seed=seed,
+        seconds=" and ".join(f"{x:,.0f}" for x in seconds),
+        block_size=data.block_size,
+        auto_class=type(model).__name__.replace("GMA", "Auto"),
         machine=machine(),
         command="python " + shlex.join(sys.argv),
     )

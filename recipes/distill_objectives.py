@@ -139,7 +139,9 @@ class EmbeddingObjective:
                 torch.stack([embed(network(**inputs), inputs["attention_mask"]) for network in (model, source)])
             )
         ours, theirs = torch.cat(embeddings, dim=1).cpu()
-        similarities = [torch.cat([cosine(x, x.roll(-shift, 0)) for shift in (1, len(x) // 2)]) for x in (ours, theirs)]
+        similarities = [
+            torch.cat([cosine(x, x.roll(-shift, 0)) for shift in (1, len(x) // 2)]) for x in (ours, theirs)
+        ]
         return {"spearman": float(spearmanr(*similarities).statistic), "cosine": float(cosine(ours, theirs).mean())}
 
 

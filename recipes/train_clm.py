@@ -72,8 +72,12 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Data set of the Hub, or a local folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_file: list[str] | None = field(default=None, metadata={"help": "Files to train on: plain text, or parquet, json, csv, tsv."})
-    validation_file: list[str] | None = field(default=None, metadata={"help": "Files to evaluate on, of the same kind."})
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Files to train on: plain text, or parquet, json, csv, tsv."}
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Files to evaluate on, of the same kind."}
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the characters, at the end, held out where nothing else is."}
     )

@@ -48,7 +48,9 @@ def all_batches(calibration: Iterable, tokenizer: PreTrainedTokenizerBase | None
             yield batch_of(item, max_length)
             continue
         if tokenizer is None:
-            raise ValueError("`calibration` must be token batches where `source` has no tokenizer, but it holds texts.")
+            raise ValueError(
+                "`calibration` must be token batches where `source` has no tokenizer, but it holds texts."
+            )
         if row := tokenizer(item, truncation=True, max_length=max_length)["input_ids"]:
             rows.append(torch.tensor(row))
         if len(rows) == BATCH_SIZE:
@@ -75,8 +77,8 @@ def batch_of(item: object, max_length: int) -> Batch:
             raise ValueError
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
-            "`calibration` must hold texts, or token ids [batch, N] (or dicts of 'input_ids' and 'attention_mask'), but "
-            f"it holds a {type(item).__name__} that is neither."
+            "`calibration` must hold texts, or token ids [batch, N] (or dicts of 'input_ids' and 'attention_mask'), "
+            f"but it holds a {type(item).__name__} that is neither."
         ) from error
     return {"input_ids": ids[:, :max_length], "attention_mask": mask[:, :max_length].long()}
 

@@ -25,7 +25,8 @@ def which_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
         if kind == "every" and step.isdecimal() and 1 <= int(step) <= num_layers:
             return list(range(int(step) - 1, num_layers, int(step)))
         raise ValueError(
-            f"`layers` must be 'all', 'none', 'every:N' with N from 1 to {num_layers}, or indices, but it is {layers!r}."
+            f"`layers` must be 'all', 'none', 'every:N' with N from 1 to {num_layers}, or indices, but it is "
+            f"{layers!r}."
         )
     indices = sorted(set(layers))
     for index in indices:

@@ -30,7 +30,7 @@ class Mixture(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """A batch in a softmax layer: queries, keys, values and outputs `[B, H, N, d]`, the mask of real tokens `[B, N]`."""
+    """A batch in a softmax layer: queries, keys, values, outputs `[B, H, N, d]`, mask of real tokens `[B, N]`."""
 
     queries: torch.Tensor
     keys: torch.Tensor

@@ -76,7 +76,7 @@ def translate(
         logger.warning(f"{type(model).__name__} has no place for {', '.join(sorted(dropped))}, which is left out.")
     left_over = set(theirs) - used - dropped - {head.unused}
     if left_over:
-        raise ValueError(f"`source` must hold weights of its class only, but nothing is known about {min(left_over)!r}.")
+        raise ValueError(f"`source` must hold weights of its class only, but it has {min(left_over)!r} too.")
     if missing := [key for key in ours if key not in translated]:
         raise ValueError(f"`source` must hold all weights of its class, but it has none for {missing[0]!r}.")
     return translated
@@ -97,8 +97,8 @@ def module_table(source: PreTrainedModel, family: Family, head: Head) -> dict[st
 def get_module(source: PreTrainedModel, name: str) -> nn.Module:
     try:
         return source.get_submodule(name)
-    except AttributeError:
-        raise ValueError(f"`source` must have a module {name!r}, as its class in Transformers has, but it has none.")
+    except AttributeError as error:
+        raise ValueError(f"`source` must have a module {name!r}, as its class has, but it has none.") from error
 
 
 def cut(

@@ -192,14 +192,13 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
                 f"{held.shape[0]}."
             )
 
-
     if torch.compiler.is_compiling():  # which would build a new graph for each length
         return
     lengths = {int(layer.get_seq_length()) for layer in layers}
     if len(lengths) > 1:
         raise ValueError(
-            f"`past_key_values` must have read the same tokens in all layers, but it has read {sorted(lengths)} (a `crop` "
-            f"that one layer refuses leaves the layers before it cropped)."
+            f"`past_key_values` must have read the same tokens in all layers, but it has read {sorted(lengths)} (a "
+            f"`crop` that one layer refuses leaves the layers before it cropped)."
         )
 
 

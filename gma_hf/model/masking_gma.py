@@ -53,7 +53,7 @@ def find_segments(
         attention_mask: `[batch, tokens read before + N]`, or None for real tokens only; or masks by layer type.
         position_ids: `[batch or 1, N]`, or None.
         cu_seq_lens: where the documents of the only row begin, and its end, `[documents + 1]`, or None.
-        seq_idx: which document each token belongs to, `[batch, N]` (what `DataCollatorWithFlattening` calls so), or None.
+        seq_idx: which document each token belongs to, `[batch, N]`, or None.
         shape: batch and N.
         seen: tokens read before.
 

@@ -157,7 +157,8 @@ class GMAModel(GMAPreTrainedModel):
                 or a dict of masks by layer type, as `generate` makes it for static caches.
             token_type_ids: `[batch, N]`; zeros when None.
             position_ids: `[batch, N]`; when None they count the real tokens of the row. Where they restart, another
-                document begins, which reads nothing of the one before; so it does at `cu_seq_lens_q`, and where `seq_idx` changes.
+                document begins, which reads nothing of the one before; so it does at `cu_seq_lens_q`, and where
+                `seq_idx` changes (`DataCollatorWithFlattening` gives these names).
             past_key_values: the states of what was read before (causal only).
             inputs_embeds: `[batch, N, hidden]`.
             use_cache: whether to return the states (causal only); the config's choice when None.
@@ -365,8 +366,8 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         """As in Transformers, which takes the logits of the last columns for those of the last tokens."""
         if has_padding_on_the_right(kwargs.get("attention_mask")):
             raise ValueError(
-                "`attention_mask` must have its padding on the left in assisted and prompt-lookup decoding, but the row "
-                "ends with padding."
+                "`attention_mask` must have its padding on the left in assisted and prompt-lookup decoding, but the "
+                "row ends with padding."
             )
         return super()._assisted_decoding(input_ids, *args, **kwargs)
 

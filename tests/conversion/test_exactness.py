@@ -35,7 +35,12 @@ def largest_difference(source, converted, inputs):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family, name", HEADS, ids=[name for _, name in HEADS])
 def test_every_head_gives_what_its_source_gives(family, name, attention, make_source, make_inputs):
-    source = make_source(family, name, num_labels=2 if "Question" in name or "NextSentence" in name else 5, attn_implementation=attention)
+    source = make_source(
+        family,
+        name,
+        num_labels=2 if "Question" in name or "NextSentence" in name else 5,
+        attn_implementation=attention,
+    )
     converted = convert_checkpoint(source, layers="none")
     assert not converted.training
     assert converted.config._attn_implementation == attention

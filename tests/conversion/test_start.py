@@ -1,4 +1,4 @@
-"""What a GMA layer starts from: the projections of the softmax layer, and components fitted to its queries and keys."""
+"""What a GMA layer starts from: projections of the softmax layer, and components fitted to its queries and keys."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gma_hf.conversion.mixture_fit import kmeans
 
 
 def sharpened(source):
-    """With queries and keys that go by what a token is more than by where it stands, and attention that is not flat."""
+    """With queries and keys that go by what a token is more than where it stands, and attention that is not flat."""
     with torch.no_grad():
         for name, parameter in source.named_parameters():
             if any(part in name for part in ("c_attn", "query", "key", "q_lin", "k_lin")):

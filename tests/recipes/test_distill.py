@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def bert_tokenizer():
 
 
 def make_source(kind, folder):
-    """A source with random weights, large enough for its attention and its outputs not to be flat, and its tokenizer."""
+    """A source with random weights, large enough for attention and outputs not to be flat, and its tokenizer."""
     set_seed(0)
     if kind == "causal":
         trained = ByteLevelBPETokenizer()
@@ -106,14 +107,22 @@ def test_stages_resume_and_ended_ones_are_kept(recipe, tmp_path):
     whole = recipe.main(arguments(source, tmp_path / "whole"))
     cut = tmp_path / "cut"
     recipe.main(arguments(source, cut))
-    (cut / "stage2" / "done").unlink()  # as if it had been interrupted after step 6
-    for left in [path for path in (cut / "stage2").glob("checkpoint-12/*")]:
-        left.unlink()
-    (cut / "stage2" / "checkpoint-12").rmdir()
+    (cut / "stage2" / "train_results.json").unlink()  # as if it had been interrupted after step 6
+    shutil.rmtree(cut / "stage2" / "checkpoint-12")
     first_stage = (cut / "stage1" / "model.safetensors").stat().st_mtime_ns
     for resumed, expected in zip(recipe.main(arguments(source, cut)), whole, strict=True):
         assert resumed["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-3)
     assert (cut / "stage1" / "model.safetensors").stat().st_mtime_ns == first_stage
+
+
+def test_half_precision_is_measured_too(recipe, tmp_path):
+    source = make_source("embedding", tmp_path / "source")
+    rows = recipe.main(arguments(source, tmp_path / "out", "--half", True))
+    assert rows[-1]["model"] == "in half precision"
+    assert rows[-1]["cosine"] == pytest.approx(rows[-2]["cosine"], abs=1e-2)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.float16
+    assert model.layers[0].attention.mixture.means.dtype == torch.float32
 
 
 def test_what_is_frozen_stays_as_it_was(recipe, tmp_path):

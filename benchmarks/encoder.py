@@ -1,0 +1,95 @@
+"""
+A BERT-style encoder and what `convert_checkpoint` makes of it, side by side in one run: time and peak memory of
+encoding one long text, the shape of MiniLM-L6 by default, with as many learned positions as tokens (random weights:
+neither depends on their values).
+
+    python benchmarks/encoder.py                    # two CPU cores, 512 to 8,192 tokens: about 5 minutes
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from harness import machine, peak_bytes, save, time_side_by_side
+from transformers import BertConfig, BertModel, HfArgumentParser, PreTrainedModel
+
+from gma_hf import convert_checkpoint
+
+
+CONTENDERS = {"source (softmax)": None, "converted, every second layer": "every:2", "converted, all layers": "all"}
+
+
+@dataclass
+class Arguments:
+    """Sizes, and what is measured."""
+
+    lengths: list[int] = field(default_factory=lambda: [512, 1024, 2048, 4096, 8192], metadata={"help": "Tokens."})
+    layers: int = field(default=6, metadata={"help": "Layers."})
+    heads: int = field(default=12, metadata={"help": "Heads."})
+    hidden_size: int = field(default=384, metadata={"help": "Width."})
+    components: int = field(default=64, metadata={"help": "K of GMA."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each contender; the median counts."})
+    limit: float = field(default=30.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
+    output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
+    seed: int = field(default=0, metadata={"help": "Of weights and tokens."})
+
+
+def encoder(args: Arguments, layers: str | None) -> PreTrainedModel:
+    """The source, or what it is converted to."""
+    torch.manual_seed(args.seed)
+    config = BertConfig(
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        intermediate_size=4 * args.hidden_size,
+        max_position_embeddings=max(args.lengths),
+    )
+    source = BertModel(config, add_pooling_layer=False)
+    model = source if layers is None else convert_checkpoint(source, layers=layers, num_components=args.components)
+    return model.eval().to(args.device)
+
+
+def encode(model: PreTrainedModel, length: int) -> Callable[[], object]:
+    """Forward of one text of so many tokens."""
+    tokens = torch.randint(1000, 30000, (1, length), device=model.device)
+    return torch.inference_mode()(lambda: model(tokens))
+
+
+def encode_afresh(args: Arguments, layers: str | None, length: int) -> Callable[[], object]:
+    """The same from a new model, which has encoded a short text before: its weights count, its first call does not."""
+    model = encoder(args, layers)
+    encode(model, 16)()
+    return encode(model, length)
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    models = {name: encoder(args, layers) for name, layers in CONTENDERS.items()}
+    seconds, memory = {name: {} for name in models}, {name: {} for name in models}
+    for length in args.lengths:
+        calls = {name: encode(model, length) for name, model in models.items()}
+        for name, value in time_side_by_side(calls, args.device, args.rounds, args.limit).items():
+            seconds[name][length] = value * 1e3
+        for name, layers in CONTENDERS.items():
+            memory[name][length] = peak_bytes(partial(encode_afresh, args, layers, length), args.device) / 2**20
+        print(f"{length:,} tokens done", flush=True)
+    panels = {"encoding": (seconds, "milliseconds"), "peak memory": (memory, "MiB, weights included")}
+    source, *_, converted = CONTENDERS
+    ratios = {
+        title: {n: figures[source][n] / figures[converted][n] for n in args.lengths}
+        for title, (figures, _) in panels.items()
+    }
+    report = {"machine": machine(args.device), "arguments": asdict(args), "ratios": ratios}
+    report |= {title: figures for title, (figures, _) in panels.items()}
+    save(Path(args.output_dir), f"encoder_{args.device}", report, panels)
+    print("\nThe source's figure over that of the converted model, all layers:")
+    for title, row in ratios.items():
+        print(f"{title:>20}: " + ", ".join(f"{n:,}: {value:.2f}" for n, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""A comparison as its user runs it, with two mixers: every run kept, the best learning rate taken, table and plot."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "recipes")  # as when the file is run
+        yield importlib.import_module("compare")
+
+
+def test_runs_chooses_a_rate_and_goes_on(recipe, tmp_path):
+    arguments = ["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "linear"]
+    results = recipe.main(arguments)
+    assert list(results) == ["gma", "linear"]
+    for mixer, runs in results.items():
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert runs[0]["loss"] != runs[1]["loss"]
+        tried = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob(f"{mixer}-*-0-4.json")]
+        assert len(tried) == 2
+        assert runs[0]["learning_rate"] == min(tried, key=lambda run: run["loss"])["learning_rate"]
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("±") == 2 and f"{results['gma'][0]['parameters']:,}" in table
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
+
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert recipe.main(arguments) == results  # nothing is run twice
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+
+
+def test_an_unknown_mixer_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="`mixer` must be one of softmax"):
+        recipe.main(["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "rnn"])
