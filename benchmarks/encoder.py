@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from harness import machine, peak_bytes, save, time_side_by_side
-from transformers import BertConfig, BertModel, HfArgumentParser, PreTrainedModel
+from transformers import BertConfig, BertModel, HfArgumentParser, PreTrainedConfig, PreTrainedModel
 
 from gma_hf import convert_checkpoint
 
@@ -58,11 +58,9 @@ def encode(model: PreTrainedModel, length: int) -> Callable[[], object]:
     return torch.inference_mode()(lambda: model(tokens))
 
 
-def encode_afresh(args: Arguments, layers: str | None, length: int) -> Callable[[], object]:
-    """The same from a new model, which has encoded a short text before: its weights count, its first call does not."""
-    model = encoder(args, layers)
-    encode(model, 16)()
-    return encode(model, length)
+def encode_afresh(model_class: type, config: PreTrainedConfig, device: str, length: int) -> Callable[[], object]:
+    """The same from a new model of that config."""
+    return encode(model_class(config).eval().to(device), length)
 
 
 def main() -> None:
@@ -74,8 +72,9 @@ def main() -> None:
         calls = {name: encode(model, length) for name, model in models.items()}
         for name, value in time_side_by_side(calls, args.device, args.rounds, args.limit).items():
             seconds[name][length] = value * 1e3
-        for name, layers in CONTENDERS.items():
-            memory[name][length] = peak_bytes(partial(encode_afresh, args, layers, length), args.device) / 2**20
+        for name, model in models.items():
+            make_call = partial(encode_afresh, type(model), model.config, args.device, length)
+            memory[name][length] = peak_bytes(make_call, args.device) / 2**20
         print(f"{length:,} tokens done", flush=True)
     panels = {"encoding": (seconds, "milliseconds"), "peak memory": (memory, "MiB, weights included")}
     source, *_, converted = CONTENDERS

@@ -124,9 +124,8 @@ def convert(
             raise ValueError(f"OUT must be in a folder that exists, but {str(out.parent)!r} does not.")
         texts = None
         if calibration is not None:
-            texts = [line for line in calibration.read_text(encoding="utf-8").splitlines() if line.strip()]
-        which = [int(i) for i in layers.split(",")] if layers.replace(",", "").isdecimal() else layers
-        model = convert_checkpoint(source, layers=which, num_components=num_components, calibration=texts)
+            texts = lines_of(calibration)
+        model = convert_checkpoint(source, layers=layers, num_components=num_components, calibration=texts)
         tokenizer = open_tokenizer(source)
         # Written beside its place and moved there, so that nothing half-written is left behind
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as folder:
@@ -138,12 +137,20 @@ def convert(
         typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}.")
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that hold something."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--calibration must be a text file in UTF-8, but {str(path)!r} is none.") from error
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Wrong input ends the program as wrong usage does: one sentence, exit code 2."""
+    """Wrong input, and a disk that is full, end the program as wrong usage does: one sentence, exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"gma-hf: {first_line(error)}", err=True)
         raise typer.Exit(2) from error
 

@@ -12,12 +12,13 @@ The model is measured against its source before, between and after; table and pl
         --stage1_steps 100 --max_steps 140 --per_device_train_batch_size 8 --learning_rate 1e-3
 
 Commands of the shipped checkpoints: recipes/RESULTS.md. Run again with the same `--output_dir`, each stage goes on
-from its last checkpoint, and a stage that has ended is not repeated. All of `transformers.TrainingArguments` are
-accepted; they hold for both stages, except that `--max_steps` and `--learning_rate` are those of the second.
+from its last checkpoint, and a stage that has ended is not repeated. `transformers.TrainingArguments` hold for both
+stages, except that `--max_steps` and `--learning_rate` are those of the second; Trainer's own evaluation and gradient
+checkpointing are refused.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,11 +26,13 @@ import torch
 from distill_card import write_card
 from distill_objectives import EmbeddingObjective, LanguageModelObjective, Objective
 from torch import nn
+from torch.utils.data import DataLoader
 from train_clm import DataArguments, load_text
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel, GMAPreTrainedModel, convert_checkpoint
+from gma_hf.conversion.mixers import which_layers
 
 
 @dataclass
@@ -49,6 +52,7 @@ class DistillArguments:
         default=0.5,
         metadata={"help": "Share of the source's distribution in the second loss; the rest is the task's."},
     )
+    license: str | None = field(default=None, metadata={"help": "Of the source's weights, for the card."})
     half: bool = field(default=False, metadata={"help": "Keep the weights in half precision in the end."})
     max_sentences: int = field(
         default=200_000, metadata={"help": "Sentences of the training text, at most, where embeddings are distilled."}
@@ -58,6 +62,7 @@ class DistillArguments:
 class LayerTrainer(Trainer):
     """The first stage: the mean over the GMA layers of their errors, see `layer_errors`."""
 
+    loss_is_scaled_for_ga = False
     source: GMAPreTrainedModel
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001, ANN201
@@ -67,6 +72,7 @@ class LayerTrainer(Trainer):
 class SourceTrainer(Trainer):
     """The second stage: what the objective makes of the outputs of the model and of its source."""
 
+    loss_is_scaled_for_ga = False
     source: GMAPreTrainedModel
     objective: Objective
 
@@ -111,12 +117,42 @@ def layer_errors(source: GMAPreTrainedModel, model: nn.Module, inputs: dict[str,
 
 
 @torch.no_grad()
-def mean_layer_errors(trainer: LayerTrainer) -> list[float]:
+def mean_layer_errors(source: GMAPreTrainedModel, model: GMAPreTrainedModel, batches: DataLoader) -> list[float]:
     """Those of the first validation batches, layer by layer."""
-    trainer.model.eval()
-    batches = [trainer._prepare_inputs(inputs) for inputs in islice(trainer.get_eval_dataloader(), 4)]
-    errors = [torch.stack(layer_errors(trainer.source, trainer.model, inputs)) for inputs in batches]
-    return torch.stack(errors).mean(dim=0).tolist()
+    model.eval()
+    inputs = ({name: x.to(model.device) for name, x in batch.items()} for batch in islice(batches, 4))
+    return torch.stack([torch.stack(layer_errors(source, model, batch)) for batch in inputs]).mean(dim=0).tolist()
+
+
+def set_dropout(model: GMAPreTrainedModel, hidden: float, attention: float) -> None:
+    """Of all dropouts on the residual stream, and of attention weights, in modules and config."""
+    model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob = hidden, attention
+    for layer in [model.base_model.embeddings, *model.base_model.layers]:
+        layer.dropout.p = hidden
+
+
+def check_arguments(output: Path, args: TrainingArguments, settings: dict) -> None:
+    """
+    Keeps the settings of a run beside it.
+
+    Raises:
+        ValueError: if it was begun with others, or asks Trainer for what the stages do not do.
+    """
+    if args.eval_strategy != "no" or args.gradient_checkpointing:
+        name = "gradient_checkpointing" if args.gradient_checkpointing else "eval_strategy"
+        raise ValueError(f"`{name}` must be left off, since the stages do without, but it is {getattr(args, name)!r}.")
+    path = output / "distill_arguments.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"`{name}` must be as it was when the run in {str(output)!r} began, {before.get(name)!r}, but it "
+                    f"is {value!r}."
+                )
+    elif args.process_index == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def make_objective(model: GMAPreTrainedModel, args: DistillArguments) -> Objective:
@@ -137,12 +173,13 @@ def run_stage(trainer: Trainer) -> float:
     folder = Path(trainer.args.output_dir)
     results = folder / "train_results.json"  # the last that is written
     if results.exists():
-        trainer.model.load_state_dict(type(trainer.model).from_pretrained(folder).state_dict())
+        trainer.model.load_state_dict(type(trainer.model).from_pretrained(folder, dtype="float32").state_dict())
     else:
         folder.mkdir(parents=True, exist_ok=True)
         result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
         trainer.save_model()
         trainer.save_metrics("train", result.metrics)
+        trainer.accelerator.wait_for_everyone()
     return json.loads(results.read_text())["train_runtime"]
 
 
@@ -152,26 +189,32 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     args, data_args, training_args = parser.parse_args_into_dataclasses(arguments)
     set_seed(training_args.seed)
     output = Path(training_args.output_dir)
+    # Of the first stage, the model gives no output that depends on all parameters, and DDP would look for those
+    training_args.ddp_find_unused_parameters = False
 
     tokenizer = AutoTokenizer.from_pretrained(args.source)
-    source = convert_checkpoint(args.source, layers="none").eval().requires_grad_(False).to(training_args.device)
+    # In float32, whatever the source's dtype: `--bf16` and `--fp16` are for the products in training
+    source = convert_checkpoint(args.source, layers="none").float().eval().requires_grad_(False)
+    source.to(training_args.device)
     objective = make_objective(source, args)
+    trained_with = ("max_steps", "learning_rate", "per_device_train_batch_size", "seed")
+    settings = asdict(args) | asdict(data_args) | {name: getattr(training_args, name) for name in trained_with}
+    if not which_layers(args.layers, source.config.num_hidden_layers):
+        raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
+    check_arguments(output, training_args, settings)
     data = objective.prepare(load_text(data_args), data_args, tokenizer, training_args.seed)
-    layers = args.layers if not args.layers[0].isdigit() else [int(index) for index in args.layers.split(",")]
     model = convert_checkpoint(
         args.source,
-        layers=layers,
+        layers=args.layers,
         num_components=args.num_components,
         calibration=[torch.tensor([row["input_ids"]]) for row in data["train"].take(args.calibration_texts)],
         **json.loads(args.mixer),
-        hidden_dropout_prob=0.0,  # the source answers without
-        attention_probs_dropout_prob=0.0,
-    )
+    ).float()
+    dropouts = (source.config.hidden_dropout_prob, source.config.attention_probs_dropout_prob)
+    set_dropout(model, 0.0, 0.0)  # the source answers without
 
-    if "gma" not in model.config.layer_types:
-        raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
     common = {"model": model, "data_collator": objective.collator, "processing_class": tokenizer}
-    common |= {"train_dataset": data["train"], "eval_dataset": data["validation"]}
+    common |= {"train_dataset": data["train"]}
     first_args = replace(
         training_args,
         output_dir=str(output / "stage1"),
@@ -180,22 +223,24 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     )
     first = LayerTrainer(args=first_args, **common)
     first.source = source
-    rows = []
+    # Not Trainer's, so that each process measures all of it
+    batches = DataLoader(data["validation"], training_args.per_device_eval_batch_size, collate_fn=objective.collator)
+    rows, errors = [], {}
 
-    def measure(name: str, model: GMAPreTrainedModel) -> None:
-        rows.append({"model": name, **objective.evaluate(model, source, first)})
+    def measure(name: str, measured: GMAPreTrainedModel) -> None:
+        rows.append({"model": name, **objective.evaluate(measured, source, batches)})
         print(rows[-1], flush=True)
 
     measure("source", source)
     measure("converted", model)
-    errors = {"converted": mean_layer_errors(first)}
+    errors["converted"] = mean_layer_errors(source, model, batches)
 
     model.requires_grad_(False)
     for layer in model.base_model.layers:
         layer.attention.requires_grad_(layer.layer_type == "gma")
     seconds = [run_stage(first)]
     measure("after stage 1", model)
-    errors["after stage 1"] = mean_layer_errors(first)
+    errors["after stage 1"] = mean_layer_errors(source, model, batches)
 
     model.requires_grad_(True)
     second = SourceTrainer(args=replace(training_args, output_dir=str(output / "stage2")), **common)
@@ -205,12 +250,12 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     if args.half:
         measure("in half precision", model.half())
 
-    model.config.hidden_dropout_prob = source.config.hidden_dropout_prob
-    model.config.attention_probs_dropout_prob = source.config.attention_probs_dropout_prob
+    set_dropout(model, *dropouts)
     model.config.use_cache = source.config.use_cache  # which Trainer turns off while it trains
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    write_card(output, rows, errors, objective, model, args.source, data_args, training_args.seed, seconds)
+    if second.is_world_process_zero():
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        write_card(output, rows, errors, objective, model, args, data_args, training_args, seconds)
     return rows
 
 

@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -12,7 +13,7 @@ from distill_objectives import Objective
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from train_clm import DataArguments
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 
 PLOT = "distillation.png"
@@ -65,9 +66,9 @@ def write_card(
     errors: dict[str, list[float]],
     objective: Objective,
     model: PreTrainedModel,
-    source: str,
+    args: Any,
     data: DataArguments,
-    seed: int,
+    training: TrainingArguments,
     seconds: list[float],
 ) -> None:
     """
@@ -76,16 +77,20 @@ def write_card(
     Args:
         rows: the figures before and after each stage, the source's first.
         errors: of each GMA layer, before and after the first stage.
+        args: of the recipe.
         seconds: that each stage took.
     """
     (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
     draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
+    source = Path(args.source).name if Path(args.source).is_dir() else args.source
     gma_layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "gma"]
     card = ModelCard.from_template(
-        ModelCardData(library_name="transformers", base_model=Path(source).name, tags=["gma", "custom_code"]),
+        ModelCardData(
+            library_name="transformers", base_model=source, license=args.license, tags=["gma", "custom_code"]
+        ),
         template_str=TEMPLATE,
         name=folder.resolve().name,
-        source=f"`{Path(source).name}`",
+        source=f"`{source}`",
         layers=len(gma_layers),
         all_layers=model.config.num_hidden_layers,
         components=model.config.num_components,
@@ -99,11 +104,11 @@ def write_card(
             ["layer", *map(str, gma_layers)], [[stage, *map(figure, values)] for stage, values in errors.items()]
         ),
         data=data.dataset_name or ", ".join(data.train_file),
-        seed=seed,
+        seed=training.seed,
         seconds=" and ".join(f"{x:,.0f}" for x in seconds),
         block_size=data.block_size,
         auto_class=type(model).__name__.replace("GMA", "Auto"),
-        machine=machine(),
+        machine=machine(training.device),
         command="python " + shlex.join(sys.argv),
     )
     card.save(folder / "README.md")
@@ -119,10 +124,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def machine() -> str:
+def machine(device: torch.device) -> str:
     """What the model was trained on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"{device}, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    )
+    return f"{hardware}, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def draw(rows: list[dict], errors: dict[str, list[float]], objective: Objective) -> Figure:

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
 from scipy.stats import spearmanr
+from torch.utils.data import DataLoader
 from train_clm import DataArguments, make_blocks
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     default_data_collator,
 )
 from transformers.modeling_outputs import ModelOutput
@@ -39,7 +39,7 @@ class Objective(Protocol):
     def loss(self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of a batch, from what the model and its source give for it."""
 
-    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, trainer: Trainer) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, batches: DataLoader) -> dict[str, float]:
         """The figures of a model on the validation examples."""
 
 
@@ -69,31 +69,34 @@ class LanguageModelObjective:
         return blocks.remove_columns("labels")
 
     def loss(self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        divergence, _ = self.compare(outputs, target, inputs)
-        return self.source_weight * divergence + (1 - self.source_weight) * outputs.loss
+        divergence, _, count = self.compare(outputs, target, inputs["labels"])
+        return self.source_weight * divergence / count + (1 - self.source_weight) * outputs.loss
 
     def compare(
-        self, outputs: ModelOutput, target: ModelOutput, inputs: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Divergence from the target and agreement with it, over the tokens that are predicted."""
-        keep = torch.ones_like(inputs["labels"], dtype=torch.bool) if self.is_causal else inputs["labels"] != -100
-        ours, theirs = outputs.logits[keep].float(), target.logits[keep].float()
-        divergence = F.kl_div(
-            ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1), log_target=True, reduction="batchmean"
-        )
-        return divergence, (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).float().mean()
+        self, outputs: ModelOutput, target: ModelOutput, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Divergence from the target and agreement with it, summed over predicted tokens; their number."""
+        ours, theirs = outputs.logits, target.logits
+        if self.is_causal:
+            ours, theirs, labels = ours[:, :-1], theirs[:, :-1], labels[:, 1:]
+        ours, theirs = ours[labels != -100].float(), theirs[labels != -100].float()
+        divergence = F.kl_div(ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1), log_target=True, reduction="sum")
+        return divergence, (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).sum(), len(ours)
 
     @torch.no_grad()
-    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, trainer: Trainer) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, batches: DataLoader) -> dict[str, float]:
         model.eval()
         if not self.is_causal:
             self.collator.create_rng()  # so that the same tokens are masked each time
-        figures = []
-        for batch in trainer.get_eval_dataloader():
-            inputs = trainer._prepare_inputs(batch)
+        sums, tokens = torch.zeros(3), 0
+        for batch in batches:
+            inputs = {name: x.to(model.device) for name, x in batch.items()}
             outputs, target = model(**inputs), source(**inputs)
-            figures.append(torch.stack([outputs.loss, *self.compare(outputs, target, inputs)]))
-        loss, divergence, agreement = torch.stack(figures).mean(dim=0).tolist()
+            *figures, count = self.compare(outputs, target, inputs["labels"])
+            if count:
+                sums += torch.stack([outputs.loss * count, *figures]).cpu()
+                tokens += count
+        loss, divergence, agreement = (sums / tokens).tolist()
         return {"perplexity": math.exp(loss), "divergence": divergence, "agreement": agreement}
 
 
@@ -129,15 +132,14 @@ class EmbeddingObjective:
         return 1 - (ours * theirs).sum(dim=-1).mean() + similarity
 
     @torch.no_grad()
-    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, trainer: Trainer) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, source: PreTrainedModel, batches: DataLoader) -> dict[str, float]:
         """Pairs: each sentence with the next one of the text, and with one from elsewhere."""
         model.eval()
         embeddings = []
-        for batch in trainer.get_eval_dataloader():
-            inputs = trainer._prepare_inputs(batch)
-            embeddings.append(
-                torch.stack([embed(network(**inputs), inputs["attention_mask"]) for network in (model, source)])
-            )
+        for batch in batches:
+            inputs = {name: x.to(model.device) for name, x in batch.items()}
+            pair = [embed(network(**inputs), inputs["attention_mask"]).float() for network in (model, source)]
+            embeddings.append(torch.stack(pair))
         ours, theirs = torch.cat(embeddings, dim=1).cpu()
         similarities = [
             torch.cat([cosine(x, x.roll(-shift, 0)) for shift in (1, len(x) // 2)]) for x in (ours, theirs)

@@ -20,13 +20,15 @@ def token_batches(
 ) -> list[Batch]:
     """
     `input_ids` and `attention_mask` `[batch, N]` of texts (batched here) or of token batches (ids `[batch, N]`, or
-    dicts of them): the first `CALIBRATION_TOKENS` real tokens, no row longer than `max_length`.
+    dicts of them): as many as hold `CALIBRATION_TOKENS` real tokens, no row longer than `max_length`.
 
     Raises:
         ValueError: for texts without a tokenizer, for what is neither texts nor tokens, and for unknown tokens.
     """
     batches, seen = [], 0
     for batch in all_batches(calibration, tokenizer, max_length):
+        if batch["input_ids"].numel() == 0:
+            continue
         if batch["input_ids"].max() >= vocab_size or batch["input_ids"].min() < 0:
             raise ValueError(
                 f"`calibration` must hold token ids below {vocab_size}, but one is {int(batch['input_ids'].max())}."
@@ -43,9 +45,12 @@ def token_batches(
 def all_batches(calibration: Iterable, tokenizer: PreTrainedTokenizerBase | None, max_length: int) -> Iterator[Batch]:
     """The batches one after another."""
     rows = []
-    for item in [calibration] if isinstance(calibration, (str, torch.Tensor)) else calibration:
+    is_one = isinstance(calibration, (str, torch.Tensor)) or hasattr(calibration, "keys")
+    for item in [calibration] if is_one else calibration:
         if not isinstance(item, str):
-            yield batch_of(item, max_length)
+            batch = batch_of(item, max_length)
+            for parts in zip(*(x.split(BATCH_SIZE) for x in batch.values())):
+                yield dict(zip(batch, parts))
             continue
         if tokenizer is None:
             raise ValueError(

@@ -29,16 +29,24 @@ def convert_checkpoint(
     and with `calibration` the mixtures are fitted to the queries and keys that the source makes of it. What such a
     layer computes is near the source's only after a distillation (`recipes/distill.py`).
 
-    Padding counts for nothing: positions count the real tokens of a row, where GPT-2, BERT and DistilBERT count its
-    columns unless they are given `position_ids`; with padding on the right this is the same.
+    What a GMA model does otherwise than its source:
+    - padding counts for nothing: positions count the real tokens of a row (GPT-2, BERT, DistilBERT count its columns
+      unless they get `position_ids`; with padding on the right this is the same), and a causal classifier reads
+      the last real token by the `attention_mask` (GPT-2: by the padding token);
+    - padding is told by the `attention_mask` alone (RoBERTa tells it by the token too);
+    - GPT-2's `token_type_ids`, which it embeds as words, are ignored;
+    - there is one dropout on the residual stream (GPT-2's `resid_pdrop`, not its `embd_pdrop`), and none before a
+      question answering head.
 
     Args:
         source: folder or Hub name of a checkpoint, or a model.
-        layers: which layers become GMA: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or their indices.
+        layers: which layers become GMA: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or their indices
+            (in a list, or as text: "0,2,4").
         num_components: K, the Gaussian components of each head.
         calibration: some hundred texts as the model will read them, or token batches (`input_ids` `[batch, N]`, or
             dicts with `attention_mask` too). About 8,000 tokens are used.
-        mixer: other fields of `GMAConfig` that decide what the mixer computes, such as `conv_kernel_size`.
+        mixer: other fields of `GMAConfig` that decide what the mixer computes, such as `conv_kernel_size`
+            (`MIXER_FIELDS`).
 
     Raises:
         ValueError: for a source that cannot be opened or is of an unsupported architecture, for weights that are
@@ -47,10 +55,8 @@ def convert_checkpoint(
     model = open_source(source)
     indices = which_layers(layers, model.config.num_hidden_layers)
     exact = carry_over(model)
-    if not indices:
-        return exact
     batches = None
-    if calibration is not None:
+    if calibration is not None and indices:
         limits = (exact.config.max_position_embeddings, exact.config.vocab_size)
         batches = token_batches(calibration, open_tokenizer(source), *limits)
     return with_gma_layers(exact, indices, batches, num_components=num_components, **mixer)

@@ -6,7 +6,7 @@ several is cut along its outputs (GPT-2's queries, keys and values).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -36,6 +36,8 @@ class Head:
     dropped: tuple[str, ...] = ()
     # A weight that the source's forward does not use, unless it is tied to one that it does.
     unused: str | None = None
+    # Fields of the source's config that must have one value.
+    requires: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def gpt2_config(config: PreTrainedConfig) -> dict[str, Any]:
         "hidden_act": config.activation_function,
         "hidden_dropout_prob": config.resid_pdrop,
         "attention_probs_dropout_prob": config.attn_pdrop,
+        "classifier_dropout": getattr(config, "classifier_dropout", None),
         "layer_norm_eps": config.layer_norm_epsilon,
         "max_position_embeddings": config.n_positions,
         "norm_position": "pre",
@@ -86,7 +89,6 @@ def bert_config(config: PreTrainedConfig) -> dict[str, Any]:
 
 def roberta_config(config: PreTrainedConfig) -> dict[str, Any]:
     """GMAConfig arguments of a RobertaConfig; the first token's position is the one after the padding token's."""
-    refuse(config, hidden_act="gelu")  # which its masked-LM head has, whatever the network has
     return bert_config(config) | {
         "max_position_embeddings": config.max_position_embeddings - roberta_unused_positions(config)
     }
@@ -94,6 +96,8 @@ def roberta_config(config: PreTrainedConfig) -> dict[str, Any]:
 
 def roberta_unused_positions(config: PreTrainedConfig) -> int:
     """RoBERTa counts positions from `pad_token_id + 1`."""
+    if config.pad_token_id is None:
+        raise ValueError("`source` must have a `pad_token_id` in its config to be converted, but there it is None.")
     return config.pad_token_id + 1
 
 
@@ -208,6 +212,7 @@ FAMILIES = {
                 GMAForMaskedLM,
                 {"lm_head.dense": "head.dense", "lm_head.layer_norm": "head.norm", "lm_head.decoder": "decoder"},
                 unused="lm_head.bias",
+                requires={"hidden_act": "gelu"},  # which this head has, whatever the network has
             ),
             "RobertaForSequenceClassification": Head(
                 GMAForSequenceClassification,

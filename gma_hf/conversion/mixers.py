@@ -1,5 +1,6 @@
 """Softmax layers of a GMA network become GMA layers, which start from what the softmax layers compute."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,27 +12,40 @@ from .calibration import Batch, mixer_inputs
 from .mixture_fit import Mixture, fit_mixture
 
 
+# What of a GMAConfig may be chosen. The routing width is that of the source's heads, whose queries and keys carry
+# over.
+MIXER_FIELDS = ("num_components", "conv_kernel_size", "forget_gate", "normalize_routing", "routing_temperature")
+MIXER_FIELDS += ("variance_floor", "read_epsilon", "chunk_size", "mixer_backend")
+
+
 def which_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
     """
-    The indices that `layers` names: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or themselves.
+    The indices that `layers` names: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or themselves, in a
+    list or as text ("0,2,4").
 
     Raises:
         ValueError: for another text, or an index that no layer has.
     """
-    if layers in ("all", "none"):
-        return list(range(num_layers)) if layers == "all" else []
+    wrong = ValueError(
+        f"`layers` must be 'all', 'none', 'every:N' with N from 1 to {num_layers}, or indices from 0 to "
+        f"{num_layers - 1}, but it is {layers!r}."
+    )
     if isinstance(layers, str):
         kind, _, step = layers.partition(":")
+        if layers in ("all", "none"):
+            return list(range(num_layers)) if layers == "all" else []
         if kind == "every" and step.isdecimal() and 1 <= int(step) <= num_layers:
             return list(range(int(step) - 1, num_layers, int(step)))
-        raise ValueError(
-            f"`layers` must be 'all', 'none', 'every:N' with N from 1 to {num_layers}, or indices, but it is "
-            f"{layers!r}."
-        )
-    indices = sorted(set(layers))
-    for index in indices:
-        if not isinstance(index, int) or not 0 <= index < num_layers:
-            raise ValueError(f"`layers` must hold indices from 0 to {num_layers - 1}, but one is {index!r}.")
+        layers = layers.split(",")
+        if not all(index.isdecimal() for index in layers):
+            raise wrong
+        layers = [int(index) for index in layers]
+    try:
+        indices = sorted({operator.index(index) for index in layers})
+    except TypeError as error:
+        raise wrong from error
+    if indices and not 0 <= indices[0] <= indices[-1] < num_layers:
+        raise wrong
     return indices
 
 
@@ -48,18 +62,21 @@ def with_gma_layers(
         model: with softmax attention in those layers.
         indices: of layers.
         batches: from `token_batches`, or None.
-        mixer: fields of `GMAConfig`.
+        mixer: fields of `GMAConfig`, of `MIXER_FIELDS`.
+
+    Raises:
+        ValueError: for another field.
     """
+    for name in mixer:
+        if name not in MIXER_FIELDS:
+            raise ValueError(f"Fields of the mixer may be {', '.join(MIXER_FIELDS)}, but one is {name!r}.")
+    if batches is not None and mixer.get("normalize_routing"):
+        raise ValueError("`normalize_routing` must be False where `calibration` is given, but it is True.")
     fields = model.config.to_dict() | mixer
     fields["layer_types"] = ["gma" if i in indices else kind for i, kind in enumerate(model.config.layer_types)]
     config = type(model.config).from_dict(fields)
     config._attn_implementation = model.config._attn_implementation
     converted = type(model)(config)
-    if config.routing_dim != config.head_dim:
-        raise ValueError(
-            f"`routing_dim` must be the width of the source's heads, {config.head_dim}, whose queries and keys carry "
-            f"over, but it is {config.routing_dim}."
-        )
     converted.load_state_dict(model.state_dict(), strict=False)  # all but the attention of GMA layers
     converted.tie_weights()
     converted.to(dtype=model.dtype, device=model.device).train(model.training)

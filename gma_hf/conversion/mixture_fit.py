@@ -54,16 +54,17 @@ def fit_mixture(
         seed: of k-means.
     """
     batches = [softmax_heads(attention, *batch) for batch in inputs]
+    num_tokens = sum(int(batch.mask.sum()) for batch in batches)
+    if 2 * num_tokens < max(config.num_components, 4):
+        raise ValueError(
+            f"`calibration` must hold at least {max(math.ceil(config.num_components / 2), 2)} tokens for "
+            f"`num_components={config.num_components}`, but it holds {num_tokens}."
+        )
     spread = [points_of(batches, side).var(dim=1).sum(dim=-1) for side in ("queries", "keys")]
     balance = (spread[1] / spread[0]).clamp(1e-4, 1e4) ** 0.25
     by_head = balance[:, None, None]
     batches = [batch._replace(queries=batch.queries * by_head, keys=batch.keys / by_head) for batch in batches]
     points = torch.cat([points_of(batches, side) for side in ("queries", "keys")], dim=1)
-    if points.shape[1] < config.num_components:
-        raise ValueError(
-            f"`calibration` must hold at least {math.ceil(config.num_components / 2)} tokens for `num_components="
-            f"{config.num_components}`, but it holds {points.shape[1] // 2}."
-        )
     means, variance, shares = kmeans(points, config.num_components, torch.Generator().manual_seed(seed))
     variance = variance[:, None, None].expand_as(means).clamp(min=2 * config.variance_floor)
     starts = [

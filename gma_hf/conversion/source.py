@@ -4,9 +4,19 @@ from pathlib import Path
 
 import transformers
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from ..errors import first_sentence
 from .families import FAMILIES
+
+
+# A tokenizer is made of one of these. Without, Transformers makes an empty one up.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+IF_THERE = {
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 
 
 def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
@@ -50,9 +60,19 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
 
 
 def open_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a source, or None where it has none."""
+    """
+    The tokenizer of a source, or None where it has no files of one.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
     name = source.config._name_or_path if isinstance(source, PreTrainedModel) else str(source)
+    if not name or not any(cached_file(name, file, **IF_THERE) for file in TOKENIZER_FILES):
+        return None
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        return None
+    except Exception as error:  # whatever error it is, it lies in somebody's files
+        raise ValueError(
+            f"`source` must hold a tokenizer that can be opened, or none, but that of {name!r} cannot: "
+            f"{first_sentence(error)}."
+        ) from error

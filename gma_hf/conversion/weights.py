@@ -1,5 +1,7 @@
 """The weights of a source in a GMA network whose layers all stay softmax: the same function in our modules."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -7,7 +9,7 @@ from transformers.utils import logging
 
 from ..model.configuration_gma import GMAConfig
 from ..model.modeling_gma import GMAPreTrainedModel
-from .families import FAMILIES, Family, Head
+from .families import FAMILIES, Family, Head, refuse
 
 
 logger = logging.get_logger(__name__)
@@ -38,15 +40,23 @@ def carry_over(source: PreTrainedModel) -> GMAPreTrainedModel:
         ValueError: for an architecture that is not supported, or weights that do not fit it.
     """
     family, head = find_family(source)
+    refuse(source.config, **head.requires)
     fields = {name: getattr(source.config, name) for name in COMMON} | family.to_gma_config(source.config)
+    fields["tie_word_embeddings"] = shares_embeddings(source, fields["tie_word_embeddings"])
     config = GMAConfig(**fields, layer_types=["full_attention"] * fields["num_hidden_layers"])
     config._attn_implementation = source.config._attn_implementation
     model = head.gma_class(config)
     model.load_state_dict(translate(source, model, family, head))
     model.tie_weights()
     if model.can_generate():
-        model.generation_config = source.generation_config
+        model.generation_config = copy.deepcopy(source.generation_config)
     return model.to(dtype=source.dtype, device=source.device).train(source.training)
+
+
+def shares_embeddings(source: PreTrainedModel, config_says: bool) -> bool:
+    """Whether the head has the word embedding's weight: a checkpoint may hold another, whatever its config says."""
+    head = source.get_output_embeddings()
+    return config_says if head is None else head.weight is source.get_input_embeddings().weight
 
 
 def find_family(source: PreTrainedModel) -> tuple[Family, Head]:

@@ -56,6 +56,18 @@ def test_a_head_of_its_own_is_carried_over(family, make_source, make_inputs):
     assert largest_difference(source, converted, make_inputs(family)) < 1e-5
 
 
+def test_weights_count_not_what_the_config_says_of_them(make_source, make_inputs, tmp_path):
+    """A checkpoint with a head of its own, whose config says that it shares the embedding."""
+    source = make_source("gpt2", "GPT2LMHeadModel", tie_word_embeddings=False)
+    source.config.tie_word_embeddings = True
+    converted = convert_checkpoint(source, layers="none")
+    assert largest_difference(source, converted, make_inputs("gpt2")) < 1e-5
+    converted.save_pretrained(tmp_path)
+    assert largest_difference(source, type(converted).from_pretrained(tmp_path), make_inputs("gpt2")) < 1e-5
+    half = convert_checkpoint(source, layers=[1], num_components=4)
+    assert torch.equal(half.lm_head.weight, source.lm_head.weight)
+
+
 @pytest.mark.parametrize("family, name", [("bert", "BertForMaskedLM"), ("gpt2", "GPT2ForSequenceClassification")])
 def test_a_folder_gives_what_the_model_gives(family, name, make_source, make_inputs, tmp_path):
     source = make_source(family, name)

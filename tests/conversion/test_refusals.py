@@ -62,7 +62,7 @@ def test_live_models_with_other_weights_than_their_class(make_source):
     refused("has none for 'layers.2.mlp.up_proj.bias'", source)
 
 
-@pytest.mark.parametrize("layers", ["some", "every:0", "every:9", "every:", [3], [-1], [0.5], ["1"]])
+@pytest.mark.parametrize("layers", ["some", "every:0", "every:9", "every:", [3], [-1], [0.5], ["1"], 1, None, "0,,1"])
 def test_layers(layers, make_source):
     refused("`layers` must", make_source("gpt2", "GPT2Model"), layers=layers)
 
@@ -74,7 +74,34 @@ def test_calibration(make_source):
     refused("`calibration` must hold texts, or token ids", source, calibration=[torch.zeros(2, 3)])
     refused("`calibration` must hold at least 50 tokens", source, calibration=TOKENS, num_components=100)
     refused("`calibration` must hold token ids below 61", source, calibration=[torch.full((1, 30), 61)])
-    refused("`num_components` must be at least 1", source, num_components=0)
+    refused("`calibration` must hold some tokens", source, calibration=[torch.zeros(1, 0, dtype=torch.long)])
+    refused(
+        "`calibration` must hold at least 2 tokens", source, calibration=[torch.ones(1, 1).long()], num_components=1
+    )
+
+
+def test_fields_of_the_mixer(make_source):
+    source = make_source("gpt2", "GPT2Model")
+    for layers in ("all", "none"):
+        refused("`num_components` must be at least 1", source, layers=layers, num_components=0)
+        refused("Fields of the mixer may be .* but one is 'num_component'", source, layers=layers, num_component=8)
+    refused("`normalize_routing` must be False", source, calibration=TOKENS, num_components=8, normalize_routing=True)
+
+
+def test_a_tokenizer_is_there_and_whole_or_not_there(make_source, tmp_path):
+    make_source("bert", "BertModel").save_pretrained(tmp_path / "source")
+    assert convert(tmp_path / "source", tmp_path / "without").exit_code == 0
+    assert not list((tmp_path / "without").glob("tokenizer*"))
+    text = tmp_path / "texts.txt"
+    text.write_text("a text\n")
+    refused_by_cli = convert(tmp_path / "source", tmp_path / "out", "--calibration", text)
+    assert refused_by_cli.exit_code == 2 and "`source` has no tokenizer" in refused_by_cli.stderr
+    text.write_bytes(b"caf\xe9\n")
+    assert "UTF-8" in convert(tmp_path / "source", tmp_path / "out", "--calibration", text).stderr
+    (tmp_path / "source" / "tokenizer.json").write_text("{")
+    broken = convert(tmp_path / "source", tmp_path / "out")
+    assert broken.exit_code == 2 and "`source` must hold a tokenizer that can be opened" in broken.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def convert(*args):

@@ -72,16 +72,19 @@ def assert_same(one, other):
 
 def test_calibration_comes_in_several_forms(make_source):
     source = make_source("bert", "BertModel")
-    by_tensor, by_dict, by_list = (
+    by_tensor, by_dict, by_list, by_one = (
         convert_checkpoint(source, num_components=8, calibration=data)
         for data in (
             batches(),
             iter({"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in batches()),
             [ids.tolist() for ids in batches()],
+            {"input_ids": torch.cat(batches()), "attention_mask": torch.ones(24, 30)},  # as a tokenizer gives it
         )
     )
     assert_same(by_tensor, by_dict)
     assert_same(by_tensor, by_list)
+    for x, y in zip(mixtures(by_tensor), mixtures(by_one), strict=True):  # in batches of another size
+        assert torch.allclose(x, y, atol=1e-4)
 
 
 @pytest.mark.parametrize("family, name", [("bert", "BertModel"), ("gpt2", "GPT2Model")])
@@ -113,8 +116,6 @@ def test_other_fields_of_the_mixer(make_source, make_inputs):
     with torch.no_grad():  # the convolution starts as if it were not there
         logits = [model(**make_inputs("gpt2")).logits for model in (converted, without)]
     assert torch.allclose(*logits, atol=1e-6)
-    with pytest.raises(ValueError, match="`routing_dim` must be the width of the source's heads, 12"):
-        convert_checkpoint(source, routing_dim=5)
 
 
 def test_kmeans_finds_clusters_that_are_there():
