@@ -100,13 +100,14 @@ class GMAPredictionHead(nn.Module):
 class GMAClassificationHead(nn.Module):
     """
     Scores of a whole sequence: from its last real token, linear (causal, as GPT-2), or from its first real token
-    through a linear map and tanh (bidirectional, as BERT).
+    through a linear map and an activation (bidirectional, as BERT, where it is tanh).
     """
 
     def __init__(self, config: GMAConfig, num_labels: int):
         super().__init__()
         self.is_causal = config.is_causal
         self.dense = None if config.is_causal else nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.classifier_act]
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.out_proj = nn.Linear(config.hidden_size, num_labels, bias=not config.is_causal)
 
@@ -117,5 +118,5 @@ class GMAClassificationHead(nn.Module):
         index = (last_real_token if self.is_causal else first_real_token)(mask.to(hidden_states.device))
         pooled = hidden_states[torch.arange(len(index), device=index.device), index]
         if self.dense is not None:
-            pooled = self.dense(pooled).tanh()
+            pooled = self.act(self.dense(pooled))
         return self.out_proj(self.dropout(pooled))

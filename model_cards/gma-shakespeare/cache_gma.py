@@ -171,7 +171,8 @@ STATIC_LAYER_TYPE_MAPPING["gma"] = GMACacheLayer
 def check_cache(cache: Cache, config, batch_size: int) -> None:
     """
     Raises:
-        ValueError: if `cache` was not made for a model of this `config`, or holds another number of rows.
+        ValueError: if `cache` was not made for a model of this `config`, holds another number of rows, or not the same
+            tokens in all layers, as after a `crop` that one layer refused when others had been cropped already.
     """
     layers = getattr(cache, "layers", None)
     if (
@@ -190,6 +191,15 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
                 f"`past_key_values` must hold as many rows as the input has, {batch_size}, but it holds "
                 f"{held.shape[0]}."
             )
+
+    if torch.compiler.is_compiling():  # which would build a new graph for each length
+        return
+    lengths = {int(layer.get_seq_length()) for layer in layers}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"`past_key_values` must have read the same tokens in all layers, but it has read {sorted(lengths)} (a "
+            f"`crop` that one layer refuses leaves the layers before it cropped)."
+        )
 
 
 def _fits(layer: CacheLayerMixin, layer_type: str, config) -> bool:

@@ -13,6 +13,7 @@ CHOICES = {
     "norm_position": ("pre", "post"),
     "position_embedding": ("learned", "none"),
     "hidden_act": tuple(ACT2FN),
+    "classifier_act": tuple(ACT2FN),
     "mixer_backend": ("auto", "torch", "fla"),
 }
 
@@ -50,6 +51,7 @@ class GMAConfig(PreTrainedConfig):
         hidden_dropout_prob (`float`): dropout on embeddings and on what each block adds to the residual stream.
         attention_probs_dropout_prob (`float`): dropout on attention weights in softmax layers. GMA forms no weights.
         classifier_dropout (`float`, *optional*): dropout before a classifier; `hidden_dropout_prob` when `None`.
+        classifier_act (`str`): activation before the classifier of whole sequences in a bidirectional model.
         max_position_embeddings (`int`): number of learned positions (unused when `position_embedding="none"`).
         position_embedding (`"learned"` or `"none"`): absolute learned positions, or no positions at all.
         type_vocab_size (`int`): number of token types; 0 means no token type embedding.
@@ -110,6 +112,7 @@ class GMAConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
+    classifier_act: str = "tanh"
     max_position_embeddings: int = 1024
     position_embedding: str = "learned"
     type_vocab_size: int = 0

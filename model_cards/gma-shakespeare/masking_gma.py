@@ -39,6 +39,7 @@ def find_segments(
     attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
     position_ids: torch.Tensor | None,
     cu_seq_lens: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
     shape: tuple[int, int],
     seen: int | torch.Tensor,
 ) -> torch.Tensor | None:
@@ -52,6 +53,7 @@ def find_segments(
         attention_mask: `[batch, tokens read before + N]`, or None for real tokens only; or masks by layer type.
         position_ids: `[batch or 1, N]`, or None.
         cu_seq_lens: where the documents of the only row begin, and its end, `[documents + 1]`, or None.
+        seq_idx: which document each token belongs to, `[batch, N]`, or None.
         shape: batch and N.
         seen: tokens read before.
 
@@ -68,6 +70,8 @@ def find_segments(
             )
         token = torch.arange(length, device=cu_seq_lens.device)
         return torch.bucketize(token, cu_seq_lens[1:-1], right=True)[None] if len(borders) > 2 else None
+    if seq_idx is not None:
+        return (seq_idx.diff(dim=1, prepend=seq_idx[:, :1]) != 0).cumsum(dim=1)
     if position_ids is None:
         return None
     position_ids = position_ids.expand(batch, length)

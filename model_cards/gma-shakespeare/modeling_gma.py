@@ -157,7 +157,8 @@ class GMAModel(GMAPreTrainedModel):
                 or a dict of masks by layer type, as `generate` makes it for static caches.
             token_type_ids: `[batch, N]`; zeros when None.
             position_ids: `[batch, N]`; when None they count the real tokens of the row. Where they restart, another
-                document begins, which reads nothing of the one before; so it does at `cu_seq_lens_q`.
+                document begins, which reads nothing of the one before; so it does at `cu_seq_lens_q`, and where
+                `seq_idx` changes (`DataCollatorWithFlattening` gives these names).
             past_key_values: the states of what was read before (causal only).
             inputs_embeds: `[batch, N, hidden]`.
             use_cache: whether to return the states (causal only); the config's choice when None.
@@ -179,13 +180,7 @@ class GMAModel(GMAPreTrainedModel):
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
         past_key_values = self._prepare_cache(past_key_values, use_cache, inputs_embeds.shape[0])
-        segments = find_segments(
-            attention_mask,
-            position_ids,
-            kwargs.get("cu_seq_lens_q"),
-            inputs_embeds.shape[:2],
-            0 if past_key_values is None else past_key_values.get_seq_length(),
-        )
+        segments = self._find_segments(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
         masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
         position_ids = self.prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values, segments)
 
@@ -216,6 +211,15 @@ class GMAModel(GMAPreTrainedModel):
         if cache is not None:
             cache.identity = self.identity
         return cache
+
+    def _find_segments(self, inputs_embeds, attention_mask, position_ids, cache, kwargs):
+        """See `find_segments`. A compiled graph cannot ask whether positions restart, and softmax layers with a cache
+        have no mask for it if they do: there each row is taken for one document."""
+        if torch.compiler.is_compiling() and cache is not None and set(self.config.layer_types) != {"gma"}:
+            return None
+        seen = 0 if cache is None else cache.get_seq_length()
+        borders = (kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx"))
+        return find_segments(attention_mask, position_ids, *borders, inputs_embeds.shape[:2], seen)
 
     def _prepare_masks(self, inputs_embeds, attention_mask, position_ids, cache, segments):
         """A mask per layer type, unless `generate` has made them already."""
@@ -357,6 +361,15 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
                 "any softmax layer and `prefill_chunk_size` is given, but a row ends with padding."
             )
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    def _assisted_decoding(self, input_ids, *args, **kwargs):
+        """As in Transformers, which takes the logits of the last columns for those of the last tokens."""
+        if has_padding_on_the_right(kwargs.get("attention_mask")):
+            raise ValueError(
+                "`attention_mask` must have its padding on the left in assisted and prompt-lookup decoding, but the "
+                "row ends with padding."
+            )
+        return super()._assisted_decoding(input_ids, *args, **kwargs)
 
     @staticmethod
     def _padded_left(input_ids, model_kwargs):
