@@ -131,6 +131,14 @@ def set_dropout(model: GMAPreTrainedModel, hidden: float, attention: float) -> N
         layer.dropout.p = hidden
 
 
+@torch.no_grad()
+def halve(model: GMAPreTrainedModel) -> dict[str, torch.Tensor]:
+    """Puts a model into half precision and gives the weights to save. Mixtures stay float32, of what half can hold."""
+    for parameter in model.half().parameters():
+        parameter.copy_(parameter.half())
+    return {name: x.half() for name, x in model.state_dict().items()}
+
+
 def check_arguments(output: Path, args: TrainingArguments, settings: dict) -> None:
     """
     Keeps the settings of a run beside it.
@@ -247,13 +255,15 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     second.source, second.objective = source, objective
     seconds.append(run_stage(second))
     measure("after stage 2", model)
+    weights = None
     if args.half:
-        measure("in half precision", model.half())
+        weights = halve(model)
+        measure("in half precision", model)
 
     set_dropout(model, *dropouts)
     model.config.use_cache = source.config.use_cache  # which Trainer turns off while it trains
     if second.is_world_process_zero():
-        model.save_pretrained(output)
+        model.save_pretrained(output, state_dict=weights)
         tokenizer.save_pretrained(output)
         write_card(output, rows, errors, objective, model, args, data_args, training_args, seconds)
     return rows

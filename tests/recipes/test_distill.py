@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import (
     AutoModel,
@@ -151,6 +152,9 @@ def test_half_precision_is_measured_too(recipe, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.float16
     assert model.layers[0].attention.mixture.means.dtype == torch.float32
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    assert all(torch.equal(tensor.float(), saved[name].float()) for name, tensor in model.state_dict().items())
 
 
 def test_what_is_frozen_stays_as_it_was(recipe, tmp_path):
