@@ -17,6 +17,7 @@ stages, except that `--max_steps` and `--learning_rate` are those of the second;
 checkpointing are refused.
 """
 
+import copy
 import json
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -54,6 +55,7 @@ class DistillArguments:
     )
     license: str | None = field(default=None, metadata={"help": "Of the source's weights, for the card."})
     half: bool = field(default=False, metadata={"help": "Keep the weights in half precision in the end."})
+    max_validation: int = field(default=1000, metadata={"help": "Validation examples (blocks, sentences), at most."})
     max_sentences: int = field(
         default=200_000, metadata={"help": "Sentences of the training text, at most, where embeddings are distilled."}
     )
@@ -166,7 +168,7 @@ def check_arguments(output: Path, args: TrainingArguments, settings: dict) -> No
 def make_objective(model: GMAPreTrainedModel, args: DistillArguments) -> Objective:
     """What the second stage learns, by the head of the model."""
     if isinstance(model, GMAModel) and not model.config.is_causal:
-        return EmbeddingObjective(args.max_sentences)
+        return EmbeddingObjective(args.max_sentences, args.max_validation)
     if isinstance(model, (GMAForCausalLM, GMAForMaskedLM)):
         return LanguageModelObjective(model.config.is_causal, args.source_weight)
     raise ValueError(
@@ -211,6 +213,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
     check_arguments(output, training_args, settings)
     data = objective.prepare(load_text(data_args), data_args, tokenizer, training_args.seed)
+    data["validation"] = data["validation"].take(min(args.max_validation, len(data["validation"])))
     model = convert_checkpoint(
         args.source,
         layers=args.layers,
@@ -258,7 +261,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     weights = None
     if args.half:
         weights = halve(model)
-        measure("in half precision", model)
+        measure("weights in half precision", copy.deepcopy(model).float())  # products in it are slow on a CPU
 
     set_dropout(model, *dropouts)
     model.config.use_cache = source.config.use_cache  # which Trainer turns off while it trains

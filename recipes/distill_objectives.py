@@ -108,8 +108,8 @@ class EmbeddingObjective:
         "cosine": "mean cosine similarity with the source's embedding",
     }
 
-    def __init__(self, max_sentences: int):
-        self.max_sentences = max_sentences
+    def __init__(self, max_sentences: int, max_validation: int):
+        self.most = {"train": max_sentences, "validation": max_validation}
 
     def prepare(
         self, texts: DatasetDict, args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
@@ -120,7 +120,7 @@ class EmbeddingObjective:
             return {"input_ids": tokenizer(batch["text"], truncation=True, max_length=args.block_size)["input_ids"]}
 
         sentences = DatasetDict()
-        for split, most in (("train", self.max_sentences), ("validation", 1_000)):
+        for split, most in self.most.items():
             split_texts = texts[split].shuffle(seed=seed) if split == "train" else texts[split]
             found = Dataset.from_dict({"text": first_sentences(split_texts[args.text_column], most)})
             sentences[split] = found.map(tokenize, batched=True, remove_columns="text", desc=f"Tokenize {split}")

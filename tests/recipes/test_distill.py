@@ -147,7 +147,7 @@ def test_another_run_is_not_gone_on_with(recipe, tmp_path):
 def test_half_precision_is_measured_too(recipe, tmp_path):
     source = make_source("embedding", tmp_path / "source")
     rows = recipe.main(arguments(source, tmp_path / "out", "--half", True))
-    assert rows[-1]["model"] == "in half precision"
+    assert rows[-1]["model"] == "weights in half precision"
     assert rows[-1]["cosine"] == pytest.approx(rows[-2]["cosine"], abs=1e-2)
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.float16
