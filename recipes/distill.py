@@ -53,6 +53,9 @@ class DistillArguments:
         default=0.5,
         metadata={"help": "Share of the source's distribution in the second loss; the rest is the task's."},
     )
+    source_name: str | None = field(
+        default=None, metadata={"help": "Of the source in the card, where it is a folder."}
+    )
     license: str | None = field(default=None, metadata={"help": "Of the source's weights, for the card."})
     half: bool = field(default=False, metadata={"help": "Keep the weights in half precision in the end."})
     max_validation: int = field(default=1000, metadata={"help": "Validation examples (blocks, sentences), at most."})
@@ -267,6 +270,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     model.config.use_cache = source.config.use_cache  # which Trainer turns off while it trains
     if second.is_world_process_zero():
         model.save_pretrained(output, state_dict=weights)
+        tokenizer.backend_tokenizer.no_truncation()  # it keeps that of its last call otherwise
+        tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(output)
         write_card(output, rows, errors, objective, model, args, data_args, training_args, seconds)
     return rows

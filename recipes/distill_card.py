@@ -82,7 +82,7 @@ def write_card(
     """
     (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
     draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
-    source = Path(args.source).name if Path(args.source).is_dir() else args.source
+    source = args.source_name or (Path(args.source).name if Path(args.source).is_dir() else args.source)
     gma_layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "gma"]
     card = ModelCard.from_template(
         ModelCardData(

