@@ -16,6 +16,10 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from gma_hf import GMAConfig, GMAPreTrainedModel
 from gma_hf.model.attention_gma import GaussianMixtureAttention, ShortConvolution, SoftmaxAttention
+from gma_hf.model.functional_gma import append_ones, decay_between, read
+
+
+READ_EPSILON = 1e-6
 
 
 def feature_attention(
@@ -36,26 +40,22 @@ def feature_attention(
     """
     length = queries.shape[2]
     padding = -length % chunk_size
-    values = F.pad(values, (0, 1), value=1.0)
     queries, keys, values = (
-        F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk_size)) for x in (queries, keys, values)
+        F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk_size)) for x in (queries, keys, append_ones(values))
     )
     log_decay = torch.zeros_like(queries[..., 0]) if log_decay is None else F.pad(log_decay, (0, padding))
     elapsed = log_decay.view(queries.shape[:-1]).cumsum(dim=-1)
-    future = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=queries.device).triu(1)
-    decay = (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(future, -math.inf).exp()
-    read = ((queries @ keys.transpose(-1, -2)) * decay) @ values
+    weighted = ((queries @ keys.mT) * decay_between(elapsed)) @ values
     # What a chunk leaves behind, and what each of its tokens reads of the chunks before
     kept = (elapsed[..., -1:] - elapsed).exp()
-    written = (keys * kept[..., None]).transpose(-1, -2) @ values
+    written = (keys * kept[..., None]).mT @ values
     over_chunk = elapsed[..., -1].exp()[..., None, None]
     states, state = [], torch.zeros_like(written[:, :, 0])
     for chunk, forgotten in zip(written.unbind(2), over_chunk.unbind(2)):
         states.append(state)
         state = forgotten * state + chunk
-    read = read + (queries * elapsed.exp()[..., None]) @ torch.stack(states, dim=2)
-    read = read.flatten(2, 3)[:, :, :length]
-    return read[..., :-1] / (read[..., -1:] + 1e-6)
+    weighted = weighted + (queries * elapsed.exp()[..., None]) @ torch.stack(states, dim=2)
+    return read(weighted.flatten(2, 3)[:, :, :length], READ_EPSILON)
 
 
 class FeatureAttention(GaussianMixtureAttention):
@@ -87,8 +87,7 @@ class FeatureAttention(GaussianMixtureAttention):
             log_decay = None if self.forget_gate is None else self.forget_gate(hidden_states, attention_mask)
             output = feature_attention(queries, keys, values, log_decay, self.config.chunk_size)
         else:
-            read = queries @ (keys.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0))
-            output = read[..., :-1] / (read[..., -1:] + 1e-6)
+            output = read(queries @ (keys.mT @ append_ones(values)), READ_EPSILON)
         return self.o_proj(output.transpose(1, 2).flatten(2)), None
 
 
