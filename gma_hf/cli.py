@@ -116,7 +116,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer."""
+    """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer if it has one."""
     with refusals():
         if out.exists():
             raise ValueError(f"OUT must not exist yet, but {str(out)!r} does.")
@@ -134,7 +134,8 @@ def convert(
             if tokenizer is not None:
                 tokenizer.save_pretrained(written)
             written.rename(out)
-        typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}.")
+        without = ", without a tokenizer, since SOURCE has none" if tokenizer is None else ""
+        typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}{without}.")
 
 
 def lines_of(path: Path) -> list[str]:

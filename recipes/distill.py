@@ -29,11 +29,12 @@ from distill_objectives import EmbeddingObjective, LanguageModelObjective, Objec
 from torch import nn
 from torch.utils.data import DataLoader
 from train_clm import DataArguments, load_text
-from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel, GMAPreTrainedModel, convert_checkpoint
 from gma_hf.conversion.mixers import which_layers
+from gma_hf.conversion.source import open_tokenizer
 
 
 @dataclass
@@ -205,18 +206,25 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     # Of the first stage, the model gives no output that depends on all parameters, and DDP would look for those
     training_args.ddp_find_unused_parameters = False
 
-    tokenizer = AutoTokenizer.from_pretrained(args.source)
     # In float32, whatever the source's dtype: `--bf16` and `--fp16` are for the products in training
     source = convert_checkpoint(args.source, layers="none").float().eval().requires_grad_(False)
     source.to(training_args.device)
+    tokenizer = open_tokenizer(args.source)
+    if tokenizer is None:
+        raise ValueError(f"`source` must have a tokenizer to be distilled, but {args.source!r} has none.")
     objective = make_objective(source, args)
     trained_with = ("max_steps", "learning_rate", "per_device_train_batch_size", "seed")
     settings = asdict(args) | asdict(data_args) | {name: getattr(training_args, name) for name in trained_with}
     if not which_layers(args.layers, source.config.num_hidden_layers):
         raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
-    check_arguments(output, training_args, settings)
+    if data_args.block_size > source.config.max_position_embeddings:
+        raise ValueError(
+            f"`block_size` must be at most the source's number of positions, {source.config.max_position_embeddings}, "
+            f"but it is {data_args.block_size}."
+        )
     data = objective.prepare(load_text(data_args), data_args, tokenizer, training_args.seed)
     data["validation"] = data["validation"].take(min(args.max_validation, len(data["validation"])))
+    check_arguments(output, training_args, settings)
     model = convert_checkpoint(
         args.source,
         layers=args.layers,

@@ -33,8 +33,8 @@ below say; beyond the length of the distillation's examples ({{ block_size }} to
 from transformers import AutoTokenizer, {{ auto_class }}
 
 # With `import gma_hf` before, neither needs `trust_remote_code`
-tokenizer = AutoTokenizer.from_pretrained("{{ name }}", trust_remote_code=True)
-model = {{ auto_class }}.from_pretrained("{{ name }}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{{ folder }}", trust_remote_code=True)
+model = {{ auto_class }}.from_pretrained("{{ folder }}", trust_remote_code=True)
 ```
 
 ## How near it is to its source
@@ -90,6 +90,7 @@ def write_card(
         ),
         template_str=TEMPLATE,
         name=folder.resolve().name,
+        folder=folder,
         source=f"`{source}`",
         layers=len(gma_layers),
         all_layers=model.config.num_hidden_layers,

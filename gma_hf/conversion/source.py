@@ -29,6 +29,8 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     if isinstance(source, PreTrainedModel):
         return source
     name = str(source)
+    if (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1) and not Path(name).is_dir():
+        raise ValueError(f"`source` must be the folder or Hub name of a checkpoint, but there is no folder {name!r}.")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

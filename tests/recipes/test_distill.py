@@ -174,6 +174,10 @@ def test_wrong_input_is_refused(recipe, tmp_path):
     source = make_source("causal", tmp_path / "other")
     with pytest.raises(ValueError, match="`source_weight` must be from 0 to 1, but it is 2.0"):
         recipe.main(arguments(source, tmp_path / "out", "--source_weight", 2))
+    with pytest.raises(ValueError, match="`block_size` must be at most the source's number of positions, 64"):
+        recipe.main(arguments(source, tmp_path / "out", "--block_size", 65))
+    with pytest.raises(ValueError, match="`train_file`"):
+        recipe.main(arguments(source, tmp_path / "out", "--train_file", tmp_path / "none.txt"))
     with pytest.raises(ValueError, match="`layers` must"):
         recipe.main(arguments(source, tmp_path / "out", "--layers", "none"))
     assert not (tmp_path / "out").exists()
