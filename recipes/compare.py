@@ -7,7 +7,7 @@ WikiText-2 through a BPE of 8,000 (the figures in recipes/RESULTS.md):
     python recipes/compare.py --train_file ../shared/data/wikitext-2/train.txt --train_tokenizer 8000 \
         --validation_file ../shared/data/wikitext-2/valid.txt --output_dir runs/compare-wikitext2
 
-The same in two minutes, on the text sample of the tests:
+A small one in a minute, on the text sample of the tests:
 
     python recipes/compare.py --quick True --output_dir runs/compare-quick
 
