@@ -2,7 +2,7 @@
 Compare token mixers under one budget: the same text, tokens, schedule and network, the learning rate of each mixer
 chosen on the same grid, several seeds. Writes a table with mean and spread, and learning curves.
 
-WikiText-2 through a BPE of 8,000 (the figures in recipes/RESULTS.md):
+WikiText-2 through a BPE of 8,000:
 
     python recipes/compare.py --train_file ../shared/data/wikitext-2/train.txt --train_tokenizer 8000 \
         --validation_file ../shared/data/wikitext-2/valid.txt --output_dir runs/compare-wikitext2
@@ -12,7 +12,7 @@ A small one in a minute, on the text sample of the tests:
     python recipes/compare.py --quick True --output_dir runs/compare-quick
 
 Each run is kept as a JSON file in the output folder: a comparison that is interrupted goes on with the next run, and
-one with more mixers or seeds runs only those.
+one with more mixers, seeds, rates or steps runs only those. Another network, batch or text needs another folder.
 """
 
 import json
@@ -81,7 +81,7 @@ class Run:
     def train(
         self, args: CompareArguments, block_size: int, blocks: DatasetDict, tokenizer: PreTrainedTokenizerBase
     ) -> dict:
-        """Its figures, from the file of an earlier time if there is one."""
+        """Its figures, from the file of an earlier time if there is one (see `check_settings`)."""
         name = f"{self.mixer}-{self.learning_rate}-{self.seed}-{self.steps}".replace(" ", "")
         path = Path(args.output_dir) / "runs" / f"{name}.json"
         if path.exists():
@@ -131,6 +131,29 @@ class Run:
         path.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"{self.mixer}, learning rate {self.learning_rate}, seed {self.seed}: {figures['loss']:.4f}", flush=True)
         return json.loads(path.read_text())
+
+
+def check_settings(args: CompareArguments, *others: ModelArguments | DataArguments) -> None:
+    """
+    Keeps what all runs have in common beside them.
+
+    Raises:
+        ValueError: if the runs in the folder were made with other settings.
+    """
+    of_a_run = ("output_dir", "mixers", "seeds", "learning_rates", "max_steps", "tuning_steps", "quick")
+    settings = {name: value for name, value in asdict(args).items() if name not in of_a_run}
+    for other in others:
+        settings |= asdict(other)
+    path = Path(args.output_dir) / "settings.json"
+    before = json.loads(path.read_text()) if path.exists() else settings
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"`{name}` must be as in the other runs in {args.output_dir!r}, {before.get(name)!r}, but it is "
+                f"{value!r}."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def compare(args: CompareArguments, block_size: int, blocks: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -186,6 +209,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     texts = load_text(data_args)
     tokenizer = load_tokenizer(model_args, texts["train"], data_args.text_column)
     blocks = make_blocks(texts, data_args.text_column, tokenizer, data_args.block_size)
+    check_settings(args, model_args, data_args)
     results = compare(args, data_args.block_size, blocks, tokenizer)
     output = Path(args.output_dir)
     (output / "table.md").write_text(table(results) + "\n")

@@ -29,7 +29,7 @@ from distill_objectives import EmbeddingObjective, LanguageModelObjective, Objec
 from torch import nn
 from torch.utils.data import DataLoader
 from train_clm import DataArguments, load_text
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel, GMAPreTrainedModel, convert_checkpoint
@@ -169,12 +169,36 @@ def check_arguments(output: Path, args: TrainingArguments, settings: dict) -> No
         path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
+def open_teacher(
+    args: DistillArguments, data_args: DataArguments
+) -> tuple[GMAPreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    The source with its softmax layers, in our modules, and its tokenizer. In float32, whatever the source's dtype:
+    `--bf16` and `--fp16` are for the products in training.
+
+    Raises:
+        ValueError: if it has no tokenizer, no layer that `layers` names, or fewer positions than a block.
+    """
+    source = convert_checkpoint(args.source, layers="none").float().eval().requires_grad_(False)
+    tokenizer, positions = open_tokenizer(args.source), source.config.max_position_embeddings
+    if tokenizer is None:
+        raise ValueError(f"`source` must have a tokenizer to be distilled, but {args.source!r} has none.")
+    if not which_layers(args.layers, source.config.num_hidden_layers):
+        raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
+    if data_args.block_size > positions:
+        raise ValueError(
+            f"`block_size` must be at most the source's number of positions, {positions}, but it is "
+            f"{data_args.block_size}."
+        )
+    return source, tokenizer
+
+
 def make_objective(model: GMAPreTrainedModel, args: DistillArguments) -> Objective:
     """What the second stage learns, by the head of the model."""
     if isinstance(model, GMAModel) and not model.config.is_causal:
         return EmbeddingObjective(args.max_sentences, args.max_validation)
     if isinstance(model, (GMAForCausalLM, GMAForMaskedLM)):
-        return LanguageModelObjective(model.config.is_causal, args.source_weight)
+        return LanguageModelObjective(model.config.is_causal, args.source_weight, args.max_validation)
     raise ValueError(
         "`source` must be a language model (causal or masked) or an encoder without a head to be distilled, but it "
         f"becomes a {type(model).__name__}."
@@ -206,24 +230,12 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     # Of the first stage, the model gives no output that depends on all parameters, and DDP would look for those
     training_args.ddp_find_unused_parameters = False
 
-    # In float32, whatever the source's dtype: `--bf16` and `--fp16` are for the products in training
-    source = convert_checkpoint(args.source, layers="none").float().eval().requires_grad_(False)
+    source, tokenizer = open_teacher(args, data_args)
     source.to(training_args.device)
-    tokenizer = open_tokenizer(args.source)
-    if tokenizer is None:
-        raise ValueError(f"`source` must have a tokenizer to be distilled, but {args.source!r} has none.")
     objective = make_objective(source, args)
     trained_with = ("max_steps", "learning_rate", "per_device_train_batch_size", "seed")
     settings = asdict(args) | asdict(data_args) | {name: getattr(training_args, name) for name in trained_with}
-    if not which_layers(args.layers, source.config.num_hidden_layers):
-        raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
-    if data_args.block_size > source.config.max_position_embeddings:
-        raise ValueError(
-            f"`block_size` must be at most the source's number of positions, {source.config.max_position_embeddings}, "
-            f"but it is {data_args.block_size}."
-        )
     data = objective.prepare(load_text(data_args), data_args, tokenizer, training_args.seed)
-    data["validation"] = data["validation"].take(min(args.max_validation, len(data["validation"])))
     check_arguments(output, training_args, settings)
     model = convert_checkpoint(
         args.source,

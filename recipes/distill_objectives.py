@@ -52,17 +52,19 @@ class LanguageModelObjective:
         "agreement": "share of tokens where the likeliest token is the source's",
     }
 
-    def __init__(self, is_causal: bool, source_weight: float):
+    def __init__(self, is_causal: bool, source_weight: float, max_validation: int):
         if not 0 <= source_weight <= 1:
             raise ValueError(f"`source_weight` must be from 0 to 1, but it is {source_weight}.")
         self.is_causal = is_causal
         self.source_weight = source_weight
+        self.max_validation = max_validation
         self.collator = default_data_collator
 
     def prepare(
         self, texts: DatasetDict, args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
     ) -> DatasetDict:
         blocks = make_blocks(texts, args.text_column, tokenizer, args.block_size)
+        blocks["validation"] = blocks["validation"].take(min(self.max_validation, len(blocks["validation"])))
         if self.is_causal:
             return blocks
         self.collator = DataCollatorForLanguageModeling(tokenizer, seed=seed)

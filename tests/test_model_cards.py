@@ -18,6 +18,8 @@ CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir(
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_a_card_is_complete_and_its_code_is_the_packages(card):
     files = {path.name for path in card.iterdir()}
+    if json.loads((card / "config.json").read_text())["is_causal"]:
+        assert "generation_config.json" in files
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
     assert (card / "model.safetensors").stat().st_size <= LARGEST[card.name]
     for source in (ROOT / "gma_hf" / "model").glob("*_gma.py"):

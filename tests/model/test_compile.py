@@ -44,7 +44,6 @@ def test_decoding_does_not_compile_at_each_step(make_config, make_model, random_
         place = torch.full((2, 1), token)
         logits = step(input_ids=ids[:, token : token + 1], position_ids=place, past_key_values=cache).logits
     assert_close(logits, model(ids, use_cache=False).logits[:, -1:], 1e-4)
-    # A key-value cache that grows has a length of its own at first; a state has not
     assert counters["stats"]["unique_graphs"] <= 2
 
 

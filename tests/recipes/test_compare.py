@@ -14,7 +14,7 @@ def recipe():
         yield importlib.import_module("compare")
 
 
-def test_runs_chooses_a_rate_and_goes_on(recipe, tmp_path):
+def test_runs_chooses_a_rate_and_goes_on(recipe, tmp_path, monkeypatch):
     arguments = ["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "linear"]
     results = recipe.main(arguments)
     assert list(results) == ["gma", "linear"]
@@ -31,6 +31,10 @@ def test_runs_chooses_a_rate_and_goes_on(recipe, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
     assert recipe.main(arguments) == results  # nothing is run twice
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+
+    monkeypatch.setitem(recipe.QUICK, "hidden_size", 16)  # runs of another network are not mixed in
+    with pytest.raises(ValueError, match="`hidden_size` must be as in the other runs in .*, 32, but it is 16"):
+        recipe.main(arguments)
 
 
 def test_an_unknown_mixer_is_refused(recipe, tmp_path):
