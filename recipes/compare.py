@@ -51,13 +51,16 @@ class CompareArguments:
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of weights and order."})
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-3, 2e-3, 4e-3], metadata={"help": "Grid; the best with the first seed is taken."}
+        default_factory=lambda: [2e-3, 4e-3, 8e-3], metadata={"help": "Grid; the best with the first seed is taken."}
     )
     max_steps: int = field(default=400, metadata={"help": "Training steps of each run."})
     tuning_steps: int = field(
         default=100, metadata={"help": "Training steps of each run that chooses a learning rate."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Blocks per step."})
+    batch_size: int = field(default=4, metadata={"help": "Blocks per step."})
+    validation_blocks: int = field(
+        default=256, metadata={"help": "Blocks of the validation text, from its beginning."}
+    )
     hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
     num_hidden_layers: int = field(default=4, metadata={"help": "Layers of the network."})
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a layer."})
@@ -106,10 +109,8 @@ class Run:
             weight_decay=0.1,
             adam_beta2=0.99,
             seed=self.seed,
-            eval_strategy="steps",
-            eval_steps=max(1, self.steps // 4),
             save_strategy="no",
-            logging_strategy="no",
+            logging_steps=max(1, self.steps // 20),
             report_to="none",
             prediction_loss_only=True,
             disable_tqdm=True,
@@ -119,13 +120,14 @@ class Run:
             model=model,
             args=training,
             train_dataset=blocks["train"],
-            eval_dataset=blocks["validation"],
+            eval_dataset=blocks["validation"].take(min(args.validation_blocks, len(blocks["validation"]))),
             data_collator=default_data_collator,
         )
         start = time.perf_counter()
         trainer.train()
-        curve = [(log["step"], log["eval_loss"]) for log in trainer.state.log_history if "eval_loss" in log]
-        figures = asdict(self) | {"loss": curve[-1][1], "curve": curve, "seconds": time.perf_counter() - start}
+        figures = asdict(self) | {"seconds": time.perf_counter() - start}
+        figures["curve"] = [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log]
+        figures["loss"] = trainer.evaluate()["eval_loss"]
         figures["parameters"] = model.num_parameters()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
@@ -186,14 +188,14 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def draw(results: dict[str, list[dict]]) -> Figure:
-    """Validation loss by step, mean over the seeds."""
+    """Training loss by step, mean over the seeds."""
     plot = Figure(figsize=(7, 5), layout="constrained")
     axis = plot.subplots()
     for mixer, runs in results.items():
         steps = [step for step, _ in runs[0]["curve"]]
         means = [statistics.mean(values) for values in zip(*([loss for _, loss in run["curve"]] for run in runs))]
         axis.plot(steps, means, marker="o", markersize=3, label=mixer)
-    axis.set(xlabel="training steps", ylabel="validation loss (nats per token)")
+    axis.set(xlabel="training steps", ylabel="training loss (nats per token)")
     axis.legend(fontsize=8)
     return plot
 
