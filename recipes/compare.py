@@ -1,15 +1,17 @@
 """
-Compare token mixers under one budget: the same text, tokens, schedule and network, the learning rate of each mixer
+Compare token mixers under one budget: the same data, tokens, schedule and network, the learning rate of each mixer
 chosen on the same grid, several seeds. Writes a table with mean and spread, and learning curves.
 
-WikiText-2 through a BPE of 8,000:
+The tables in recipes/RESULTS.md: WikiText-2 through a BPE of 8,000, IMDB as bytes, ListOps:
 
-    python recipes/compare.py --train_file ../shared/data/wikitext-2/train.txt --train_tokenizer 8000 \
-        --validation_file ../shared/data/wikitext-2/valid.txt --output_dir runs/compare-wikitext2
+    python recipes/compare.py --config recipes/configs/compare-wikitext2.yaml
+    python recipes/compare.py --config recipes/configs/compare-imdb-bytes.yaml
+    python recipes/compare.py --config recipes/configs/compare-listops.yaml
 
-A small one in a minute, on the text sample of the tests:
+Small ones in a minute, on the text sample of the tests, and on ListOps:
 
     python recipes/compare.py --quick True --output_dir runs/compare-quick
+    python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
 
 Each run is kept as a JSON file in the output folder: a comparison that is interrupted goes on with the next run, and
 one with more mixers, seeds, rates or steps runs only those. Another network, batch or text needs another folder.
@@ -22,20 +24,13 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from arguments import ModelArguments, RunArguments, parse
 from baselines import MIXERS, build
-from datasets import DatasetDict
+from classify import ClassificationArguments
+from compare_tasks import TASKS, Task
 from matplotlib.figure import Figure
-from train_clm import DataArguments, ModelArguments, load_text, load_tokenizer, make_blocks
-from transformers import (
-    HfArgumentParser,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
-
-from gma_hf import GMAForCausalLM
+from memory import PeakMemory
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 
 SAMPLE = str(Path(__file__).parents[1] / "tests" / "data" / "shakespeare.txt")
@@ -46,20 +41,21 @@ class CompareArguments:
     """What is compared, and for how long."""
 
     output_dir: str = field(metadata={"help": "Where runs, table and plot go."})
-    mixers: list[str] = field(
-        default_factory=lambda: [*MIXERS, "mamba"], metadata={"help": "Of recipes/baselines.py, or mamba."}
+    task: str = field(default="causal_lm", metadata={"help": "causal_lm or classification."})
+    mixers: list[str] | None = field(
+        default=None, metadata={"help": "Of recipes/baselines.py, or mamba (causal_lm); all by default."}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of weights and order."})
     learning_rates: list[float] = field(
-        default_factory=lambda: [2e-3, 4e-3, 8e-3], metadata={"help": "Grid; the best with the first seed is taken."}
+        default_factory=lambda: [1e-3, 2e-3, 4e-3], metadata={"help": "Grid; the best with the first seed is taken."}
     )
-    max_steps: int = field(default=400, metadata={"help": "Training steps of each run."})
+    max_steps: int = field(default=800, metadata={"help": "Training steps of each run."})
     tuning_steps: int = field(
-        default=100, metadata={"help": "Training steps of each run that chooses a learning rate."}
+        default=200, metadata={"help": "Training steps of each run that chooses a learning rate."}
     )
-    batch_size: int = field(default=4, metadata={"help": "Blocks per step."})
-    validation_blocks: int = field(
-        default=256, metadata={"help": "Blocks of the validation text, from its beginning."}
+    batch_size: int = field(default=2, metadata={"help": "Blocks or texts per step."})
+    evaluation_examples: int = field(
+        default=256, metadata={"help": "Blocks or texts of the validation split, from its beginning."}
     )
     hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
     num_hidden_layers: int = field(default=4, metadata={"help": "Layers of the network."})
@@ -67,9 +63,20 @@ class CompareArguments:
     num_components: int = field(default=64, metadata={"help": "K of GMA, and random features of Performer."})
     quick: bool = field(default=False, metadata={"help": "A small network, few steps, the text sample of the tests."})
 
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but it is {self.task!r}.")
+        if self.mixers is None:
+            self.mixers = [*MIXERS, "mamba"] if self.task == "causal_lm" else list(MIXERS)
+
 
 QUICK = {"max_steps": 10, "tuning_steps": 4, "batch_size": 2, "hidden_size": 32, "num_hidden_layers": 4}
 QUICK |= {"num_attention_heads": 2, "num_components": 16, "seeds": [0, 1], "learning_rates": [1e-3, 4e-3]}
+QUICK |= {"evaluation_examples": 64}
+QUICK_DATA = {
+    "causal_lm": {"train_file": [SAMPLE], "block_size": 64},
+    "classification": {"listops": [4, 40], "train_examples": 64, "validation_examples": 32, "max_length": 41},
+}
 
 
 @dataclass
@@ -81,23 +88,14 @@ class Run:
     seed: int
     steps: int
 
-    def train(
-        self, args: CompareArguments, block_size: int, blocks: DatasetDict, tokenizer: PreTrainedTokenizerBase
-    ) -> dict:
+    def train(self, args: CompareArguments, task: Task) -> dict:
         """Its figures, from the file of an earlier time if there is one (see `check_settings`)."""
         name = f"{self.mixer}-{self.learning_rate}-{self.seed}-{self.steps}".replace(" ", "")
         path = Path(args.output_dir) / "runs" / f"{name}.json"
         if path.exists():
             return json.loads(path.read_text())
         set_seed(self.seed)
-        fields = {name: getattr(args, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-        fields |= {"num_components": args.num_components, "vocab_size": len(tokenizer), "hidden_act": "gelu_new"}
-        fields |= {
-            "max_position_embeddings": block_size,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        }
-        model = build(GMAForCausalLM, self.mixer, fields)
+        model = self.model(args, task)
         training = TrainingArguments(
             output_dir=str(path.parent / name),
             max_steps=self.steps,
@@ -112,30 +110,41 @@ class Run:
             save_strategy="no",
             logging_steps=max(1, self.steps // 20),
             report_to="none",
-            prediction_loss_only=True,
+            prediction_loss_only=task.metrics is None,
             disable_tqdm=True,
             dataloader_pin_memory=False,  # which warns where there is no GPU
         )
         trainer = Trainer(
             model=model,
             args=training,
-            train_dataset=blocks["train"],
-            eval_dataset=blocks["validation"].take(min(args.validation_blocks, len(blocks["validation"]))),
-            data_collator=default_data_collator,
+            train_dataset=task.train,
+            eval_dataset=task.evaluation,
+            data_collator=task.collator,
+            compute_metrics=task.metrics,
         )
-        start = time.perf_counter()
-        trainer.train()
-        figures = asdict(self) | {"seconds": time.perf_counter() - start}
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            trainer.train()
+            figures = asdict(self) | {"seconds": time.perf_counter() - start}
+        figures["mebibytes"] = memory.mebibytes
         figures["curve"] = [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log]
-        figures["loss"] = trainer.evaluate()["eval_loss"]
+        evaluation = trainer.evaluate()
+        figures |= {name: evaluation[f"eval_{name}"] for name in ("loss", "accuracy") if f"eval_{name}" in evaluation}
         figures["parameters"] = model.num_parameters()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"{self.mixer}, learning rate {self.learning_rate}, seed {self.seed}: {figures['loss']:.4f}", flush=True)
         return json.loads(path.read_text())
 
+    def model(self, args: CompareArguments, task: Task) -> PreTrainedModel:
+        """The network with this mixer, without dropout."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_components")
+        fields = {name: getattr(args, name) for name in names} | {"hidden_act": "gelu_new"}
+        fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return build(task.head, self.mixer, fields | task.fields)
 
-def check_settings(args: CompareArguments, *others: ModelArguments | DataArguments) -> None:
+
+def check_settings(args: CompareArguments, *others: ModelArguments | ClassificationArguments) -> None:
     """
     Keeps what all runs have in common beside them.
 
@@ -158,31 +167,34 @@ def check_settings(args: CompareArguments, *others: ModelArguments | DataArgumen
     path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
-def compare(args: CompareArguments, block_size: int, blocks: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> dict:
+def compare(args: CompareArguments, task: Task) -> dict[str, list[dict]]:
     """The runs of each mixer at its best learning rate, by mixer."""
     results = {}
     for mixer in args.mixers:
         tuning = [Run(mixer, rate, args.seeds[0], args.tuning_steps) for rate in args.learning_rates]
-        losses = [run.train(args, block_size, blocks, tokenizer)["loss"] for run in tuning]
+        losses = [run.train(args, task)["loss"] for run in tuning]
         best = tuning[losses.index(min(losses))].learning_rate
-        runs = [Run(mixer, best, seed, args.max_steps) for seed in args.seeds]
-        results[mixer] = [run.train(args, block_size, blocks, tokenizer) for run in runs]
+        results[mixer] = [Run(mixer, best, seed, args.max_steps).train(args, task) for seed in args.seeds]
     return results
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """In Markdown: perplexity as mean and standard deviation over the seeds, best first."""
+    """In Markdown, best first: perplexity or accuracy as mean and standard deviation over the seeds."""
+    is_classification = "accuracy" in next(iter(results.values()))[0]
+    score = "accuracy, %" if is_classification else "perplexity"
     lines = [
-        "| mixer | perplexity | loss | learning rate | parameters | seconds per run |",
-        "|---|---|---|---|---|---|",
+        f"| mixer | {score} | loss | learning rate | parameters | seconds per run | MiB at the peak |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for mixer, runs in sorted(results.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
-        perplexities = [math.exp(run["loss"]) for run in runs]
-        spread = f" ± {statistics.stdev(perplexities):.2f}" if len(runs) > 1 else ""
-        loss, seconds = (statistics.mean(run[name] for run in runs) for name in ("loss", "seconds"))
+    means = {mixer: statistics.mean(run["loss"] for run in runs) for mixer, runs in results.items()}
+    for mixer in sorted(means, key=means.get):
+        runs = results[mixer]
+        scores = [100 * run["accuracy"] if is_classification else math.exp(run["loss"]) for run in runs]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(runs) > 1 else ""
+        seconds, memory = (statistics.mean(run[name] for run in runs) for name in ("seconds", "mebibytes"))
         lines.append(
-            f"| {mixer} | {statistics.mean(perplexities):.2f}{spread} | {loss:.4f} | {runs[0]['learning_rate']:g} | "
-            f"{runs[0]['parameters']:,} | {seconds:.0f} |"
+            f"| {mixer} | {statistics.mean(scores):.2f}{spread} | {means[mixer]:.4f} | "
+            f"{runs[0]['learning_rate']:g} | {runs[0]['parameters']:,} | {seconds:.0f} | {memory:.0f} |"
         )
     return "\n".join(lines)
 
@@ -195,24 +207,23 @@ def draw(results: dict[str, list[dict]]) -> Figure:
         steps = [step for step, _ in runs[0]["curve"]]
         means = [statistics.mean(values) for values in zip(*([loss for _, loss in run["curve"]] for run in runs))]
         axis.plot(steps, means, marker="o", markersize=3, label=mixer)
-    axis.set(xlabel="training steps", ylabel="training loss (nats per token)")
+    axis.set(xlabel="training steps", ylabel="training loss (nats)")
     axis.legend(fontsize=8)
     return plot
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     """Runs what has not been run, writes table.md, results.json and curves.png."""
-    parser = HfArgumentParser((CompareArguments, ModelArguments, DataArguments))
-    args, model_args, data_args = parser.parse_args_into_dataclasses(arguments)
+    kinds = (CompareArguments, ModelArguments, ClassificationArguments, RunArguments)
+    args, model_args, data_args, _ = parse(kinds, arguments)
     if args.quick:
-        for name, value in QUICK.items():
-            setattr(args, name, value)
-        data_args.train_file, data_args.block_size, model_args.train_tokenizer = [SAMPLE], 64, 300
-    texts = load_text(data_args)
-    tokenizer = load_tokenizer(model_args, texts["train"], data_args.text_column)
-    blocks = make_blocks(texts, data_args.text_column, tokenizer, data_args.block_size)
+        model_args.train_tokenizer = 300
+        for target, values in ((args, QUICK), (data_args, QUICK_DATA[args.task])):
+            for name, value in values.items():
+                setattr(target, name, value)
+    task = TASKS[args.task](model_args, data_args, args.evaluation_examples)
     check_settings(args, model_args, data_args)
-    results = compare(args, data_args.block_size, blocks, tokenizer)
+    results = compare(args, task)
     output = Path(args.output_dir)
     (output / "table.md").write_text(table(results) + "\n")
     (output / "results.json").write_text(json.dumps({"arguments": asdict(args), "runs": results}, indent=1) + "\n")

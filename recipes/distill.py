@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 from distill_card import write_card
 from distill_objectives import EmbeddingObjective, LanguageModelObjective, Objective
+from texts import DataArguments, load_text
 from torch import nn
 from torch.utils.data import DataLoader
-from train_clm import DataArguments, load_text
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 

@@ -12,7 +12,7 @@ import transformers
 from distill_objectives import Objective
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
-from train_clm import DataArguments
+from texts import DataArguments
 from transformers import PreTrainedModel, TrainingArguments
 
 

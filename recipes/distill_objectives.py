@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
 from scipy.stats import spearmanr
+from texts import DataArguments, make_blocks
 from torch.utils.data import DataLoader
-from train_clm import DataArguments, make_blocks
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,

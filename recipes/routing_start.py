@@ -14,7 +14,9 @@ import json
 from pathlib import Path
 
 import torch
-from train_clm import DataArguments, ModelArguments, load_text, load_tokenizer, make_blocks
+from arguments import ModelArguments
+from texts import DataArguments, load_text, make_blocks
+from tokenizing import load_tokenizer
 from transformers import HfArgumentParser, Trainer, TrainingArguments, default_data_collator, set_seed
 
 from gma_hf import GMAConfig, GMAForCausalLM

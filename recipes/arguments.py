@@ -1,0 +1,106 @@
+"""Arguments of a recipe: from the command line, and from a YAML file that it names."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and which tokenizer it reads with."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from."})
+    model_type: str = field(
+        default="gma", metadata={"help": "Architecture to train from scratch, as AutoConfig names it."}
+    )
+    model_config: str | None = field(
+        default=None, metadata={"help": "Config arguments of a model from scratch: a JSON file or a JSON text."}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer; the checkpoint's own by default."})
+    train_tokenizer: int | None = field(
+        default=None, metadata={"help": "Train a byte-level BPE of so many entries (257: bytes alone) on the text."}
+    )
+
+    def choices(self) -> dict:
+        """What `model_config` says."""
+        if self.model_config is None:
+            return {}
+        is_text = self.model_config.lstrip().startswith("{")
+        return json.loads(self.model_config if is_text else Path(self.model_config).read_text(encoding="utf-8"))
+
+
+@dataclass
+class RunArguments:
+    """Where more arguments stand, and when training stops early."""
+
+    config: str | None = field(
+        default=None, metadata={"help": "YAML file of arguments by name; those on the command line win."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better one; needs --load_best_model_at_end True."},
+    )
+
+    def callbacks(self, training: TrainingArguments) -> list[TrainerCallback]:
+        """
+        Of Trainer.
+
+        Raises:
+            ValueError: for a patience without `load_best_model_at_end`, or one below 1.
+        """
+        if self.early_stopping_patience is None:
+            return []
+        if self.early_stopping_patience < 1:
+            raise ValueError(
+                f"`early_stopping_patience` must be at least 1, but it is {self.early_stopping_patience}."
+            )
+        if not training.load_best_model_at_end:
+            raise ValueError("`load_best_model_at_end` must be True with `early_stopping_patience`, but it is False.")
+        return [EarlyStoppingCallback(self.early_stopping_patience)]
+
+
+def checkpoint_to_resume(training: TrainingArguments) -> str | None:
+    """The one that is named, else the last one in `output_dir`, which another process may be about to make."""
+    folder = training.output_dir
+    return training.resume_from_checkpoint or (get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+
+
+def parse(kinds: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
+    """
+    One instance of each dataclass.
+
+    Args:
+        kinds: dataclasses of arguments, `RunArguments` among them.
+        arguments: as on the command line, or None for those of this process.
+
+    Raises:
+        ValueError: for a name that none of them has, and for a file that is no mapping of names to values.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--config" in arguments:
+        path = Path(arguments[arguments.index("--config") + 1])
+        arguments = from_yaml(path) + arguments
+    return HfArgumentParser(kinds).parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+
+def from_yaml(path: Path) -> list[str]:
+    """The arguments of a file as on the command line; a mapping (`model_config`) becomes JSON."""
+    if not path.is_file():
+        raise ValueError(f"`config` must be a YAML file, but {str(path)!r} is none.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"`config` must hold arguments by name, but {str(path)!r} does not.")
+    arguments = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        arguments += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+    return arguments

@@ -1,0 +1,168 @@
+"""
+Train or fine-tune a classifier of texts: reviews, sentences, long documents as bytes, ListOps.
+
+SST-2 with a GMA encoder from scratch, or with a checkpoint (`--model_name_or_path`); the test file is GLUE's dev set:
+
+    python recipes/classify.py --train_file ../shared/data/sst2/train.tsv --test_file ../shared/data/sst2/test.tsv \
+        --validation_file ../shared/data/sst2/dev.tsv --text_column sentence --train_tokenizer 8000 \
+        --model_config recipes/configs/gma-sst2.json --max_length 64 --output_dir runs/gma-sst2 \
+        --learning_rate 1e-3 --num_train_epochs 2 --per_device_train_batch_size 32 --report_to none
+
+IMDB as bytes, as Long Range Arena's Text (the checkpoint `model_cards/gma-imdb-bytes`):
+
+    python recipes/classify.py --config recipes/configs/imdb-bytes.yaml
+
+ListOps, made on the spot by the published grammar, here of 500 to 2,000 symbols as in Long Range Arena:
+
+    python recipes/classify.py --listops 500 2000 --train_examples 96000 --test_examples 2000 \
+        --model_config recipes/configs/gma-listops.json --max_length 2001 --output_dir runs/gma-listops
+
+A data set of the Hub: `--dataset_name stanfordnlp/sst2 --text_column sentence`. Other arguments, `--config` and what a
+second run does: as in `train_clm.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import numpy as np
+from arguments import ModelArguments, RunArguments, checkpoint_to_resume, parse
+from datasets import Dataset, DatasetDict
+from listops import SYMBOLS, make_listops
+from texts import DataArguments, load_text
+from tokenizing import load_encoder_tokenizer, word_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
+
+
+ACCURACY = Path(__file__).parent / "metrics" / "accuracy"
+
+
+@dataclass
+class ClassificationArguments(DataArguments):
+    """Which texts are classified."""
+
+    test_file: list[str] | None = field(default=None, metadata={"help": "Files for the evaluation at the end."})
+    label_column: str = field(default="label", metadata={"help": "Column that holds the class, an integer."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of a text that are read."})
+    train_examples: int | None = field(default=None, metadata={"help": "Training examples, at most."})
+    validation_examples: int | None = field(default=None, metadata={"help": "Validation examples, at most."})
+    test_examples: int | None = field(default=None, metadata={"help": "Test examples, at most."})
+    listops: list[int] | None = field(
+        default=None, metadata={"help": "Make ListOps of so many symbols, shortest and longest, instead of a text."}
+    )
+
+    def files(self) -> dict[str, list[str]]:
+        return super().files() | ({} if self.test_file is None else {"test": self.test_file})
+
+
+def load_examples(args: ClassificationArguments) -> DatasetDict:
+    """The splits train, validation and, where there is one, test, with the columns `text` and `label`."""
+    if args.listops is not None:
+        return load_listops(args)
+    splits = {split: labelled(texts, args.text_column, args.label_column) for split, texts in load_text(args).items()}
+    limits = {"train": args.train_examples, "validation": args.validation_examples, "test": args.test_examples}
+    for split, examples in splits.items():
+        splits[split] = examples.take(min(limits.get(split) or len(examples), len(examples)))
+    return DatasetDict({split: examples for split, examples in splits.items() if len(examples)})
+
+
+def labelled(texts: Dataset, text_column: str, label_column: str) -> Dataset:
+    """The columns `text` and `label`, without the rows that have no label (-1)."""
+    for name, column in (("text_column", text_column), ("label_column", label_column)):
+        if column not in texts.column_names:
+            raise ValueError(f"`{name}` must be one of {texts.column_names}, but it is {column!r}.")
+    columns = texts.select_columns([text_column, label_column])
+    columns = columns.rename_columns({text_column: "text", label_column: "label"})
+    return columns.filter(lambda label: label >= 0, input_columns="label", desc="Labelled")
+
+
+def load_listops(args: ClassificationArguments) -> DatasetDict:
+    """ListOps; each split has a seed of its own."""
+    if len(args.listops) != 2:
+        raise ValueError(f"`listops` must be two lengths, but it is {args.listops}.")
+    counts = {"train": args.train_examples, "validation": args.validation_examples, "test": args.test_examples}
+    return DatasetDict(
+        {
+            split: make_listops(2000 if count is None else count, *args.listops, seed)
+            for seed, (split, count) in enumerate(counts.items())
+        }
+    )
+
+
+def load_tokenizer(model: ModelArguments, data: ClassificationArguments, texts: Dataset) -> PreTrainedTokenizerBase:
+    """One symbol per token for ListOps, else as `load_encoder_tokenizer`."""
+    return word_tokenizer(SYMBOLS) if data.listops is not None else load_encoder_tokenizer(model, texts)
+
+
+def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Texts as tokens, at most `max_length` of each, with `label`."""
+
+    def encode(batch: dict) -> dict:
+        return tokenizer(batch["text"], truncation=True, max_length=max_length, return_token_type_ids=False)
+
+    return examples.map(encode, batched=True, remove_columns="text", desc="Tokenize")
+
+
+def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, num_labels: int) -> PreTrainedModel:
+    """The checkpoint that is named, with a new head if it has none, or an encoder from scratch."""
+    if args.model_name_or_path is not None:
+        return AutoModelForSequenceClassification.from_pretrained(args.model_name_or_path, num_labels=num_labels)
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    choices = {"is_causal": False, "norm_position": "pre"} if args.model_type == "gma" else {}
+    choices |= {"vocab_size": len(tokenizer), "num_labels": num_labels, **tokens, **args.choices()}
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(args.model_type, **choices))
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Of the classes with the largest logits."""
+    classes = np.argmax(prediction.predictions, axis=-1)
+    return evaluate.load(str(ACCURACY)).compute(predictions=classes, references=prediction.label_ids)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Trains, evaluates on the test split (else on the validation split) and saves; returns the metrics."""
+    kinds = (ModelArguments, ClassificationArguments, RunArguments, TrainingArguments)
+    model_args, data_args, run_args, training_args = parse(kinds, arguments)
+    callbacks = run_args.callbacks(training_args)
+    set_seed(training_args.seed)
+
+    examples = load_examples(data_args)
+    tokenizer = load_tokenizer(model_args, data_args, examples["train"])
+    model = load_model(model_args, tokenizer, num_labels=max(examples["train"]["label"]) + 1)
+    tokens = {split: tokenize(of, tokenizer, data_args.max_length) for split, of in examples.items()}
+
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=tokens["train"],
+        eval_dataset=tokens["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy,
+        callbacks=callbacks,
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    trainer.save_model()
+    trainer.save_metrics("train", {**result.metrics, "parameters": model.num_parameters()})
+
+    split = "test" if "test" in tokens else "validation"
+    metrics = trainer.evaluate(tokens[split], metric_key_prefix="eval")
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What mixers are compared on: the next token of a text, or the class of one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from arguments import ModelArguments
+from classify import ClassificationArguments, accuracy, load_examples, tokenize
+from classify import load_tokenizer as load_classifier_tokenizer
+from datasets import Dataset
+from texts import load_text, make_blocks
+from tokenizing import load_tokenizer
+from transformers import DataCollatorWithPadding, EvalPrediction, default_data_collator
+
+from gma_hf import GMAForCausalLM, GMAForSequenceClassification, GMAPreTrainedModel
+
+
+class Task(NamedTuple):
+    """Data and head that all contenders share."""
+
+    head: type[GMAPreTrainedModel]
+    fields: dict[str, Any]  # of GMAConfig
+    train: Dataset
+    evaluation: Dataset
+    collator: Callable[[list[dict]], dict]
+    metrics: Callable[[EvalPrediction], dict[str, float]] | None  # beside the loss
+
+
+def causal_lm(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
+    """The next token, evaluated on the first blocks of the validation text, `at_most` of them."""
+    texts = load_text(data)
+    tokenizer = load_tokenizer(model, texts["train"], data.text_column)
+    blocks = make_blocks(texts, data.text_column, tokenizer, data.block_size)
+    fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.block_size}
+    evaluation = blocks["validation"].take(min(at_most, len(blocks["validation"])))
+    return Task(GMAForCausalLM, fields, blocks["train"], evaluation, default_data_collator, None)
+
+
+def classification(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
+    """The class of a text by an encoder, evaluated on the first validation examples, `at_most` of them."""
+    examples = load_examples(data)
+    tokenizer = load_classifier_tokenizer(model, data, examples["train"])
+    tokens = {split: tokenize(examples[split], tokenizer, data.max_length) for split in ("train", "validation")}
+    fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.max_length, "is_causal": False}
+    fields |= {"num_labels": max(examples["train"]["label"]) + 1, "pad_token_id": tokenizer.pad_token_id}
+    evaluation = tokens["validation"].take(min(at_most, len(tokens["validation"])))
+    collator = DataCollatorWithPadding(tokenizer)
+    return Task(GMAForSequenceClassification, fields, tokens["train"], evaluation, collator, accuracy)
+
+
+TASKS = {"causal_lm": causal_lm, "classification": classification}

@@ -1,0 +1,146 @@
+"""
+Evaluate a checkpoint on a text: a causal language model by its loss per token, a masked one by loss and accuracy of
+the masked tokens, a classifier by its accuracy. Which of them it is, its config says.
+
+    python recipes/evaluate_checkpoint.py --checkpoint model_cards/gma-shakespeare \
+        --test_file tests/data/shakespeare.txt
+    python recipes/evaluate_checkpoint.py --checkpoint runs/gma-sst2 --test_file ../shared/data/sst2/test.tsv \
+        --text_column sentence --output_file metrics.json
+
+A data set of the Hub: `--dataset_name Salesforce/wikitext --dataset_config_name wikitext-2-raw-v1`. Prints the metrics
+as JSON.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import torch
+from arguments import RunArguments, parse
+from classify import labelled, tokenize
+from datasets import Dataset, load_dataset
+from texts import blocks_of, load_files
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from train_mlm import masked_once
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+
+import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
+
+
+METRICS = Path(__file__).parent / "metrics"
+
+
+@dataclass
+class EvaluationArguments:
+    """What is evaluated, on what."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub name of the model and its tokenizer."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "Files: plain text, parquet, json, csv, tsv."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set of the Hub, or a local folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    split: str = field(default="test", metadata={"help": "Split of that data set."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    label_column: str = field(default="label", metadata={"help": "Column that holds the class (classifiers)."})
+    block_size: int = field(default=256, metadata={"help": "Tokens per block (language models)."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of a text that are read (classifiers)."})
+    max_examples: int | None = field(default=None, metadata={"help": "Blocks or texts, at most."})
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of masked tokens (masked models)."})
+    seed: int = field(default=0, metadata={"help": "Of what is masked."})
+    batch_size: int = field(default=16, metadata={"help": "Blocks or texts at a time."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
+
+
+def load_texts(args: EvaluationArguments) -> Dataset:
+    """One split of a data set, or files."""
+    if (args.dataset_name is None) == (args.test_file is None):
+        given = "neither" if args.test_file is None else "both"
+        raise ValueError(f"Exactly one of `dataset_name` and `test_file` must be given, but {given} are.")
+    if args.dataset_name is not None:
+        return load_dataset(args.dataset_name, args.dataset_config_name, split=args.split)
+    return load_files({"test": args.test_file})["test"]
+
+
+def outputs(
+    model: PreTrainedModel,
+    examples: Dataset,
+    collator: Callable[[list[dict]], dict],
+    args: EvaluationArguments,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits and labels, batch by batch."""
+    examples = examples if args.max_examples is None else examples.take(min(args.max_examples, len(examples)))
+    for batch in DataLoader(examples, args.batch_size, collate_fn=collator):
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            yield model(**batch).logits.float(), labels
+
+
+def language_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Dataset, args: EvaluationArguments
+) -> dict[str, float]:
+    """Loss and perplexity per predicted token, and accuracy: how often the likeliest token is the right one."""
+    blocks = blocks_of(texts, args.text_column, tokenizer, args.block_size, "test")
+    is_causal = type(model).__name__.endswith("ForCausalLM")
+    if not is_causal:
+        blocks = masked_once(blocks.remove_columns("labels"), tokenizer, args.mlm_probability, args.seed)
+    loss, accuracy = (evaluate.load(str(METRICS / name)) for name in ("token_loss", "accuracy"))
+    for logits, labels in outputs(model, blocks, default_data_collator, args):
+        if is_causal:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        asked = labels != -100
+        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where nothing is asked
+        loss.add_batch(predictions=losses.sum(dim=1).tolist(), references=asked.sum(dim=1).tolist())
+        accuracy.add_batch(predictions=logits.argmax(dim=-1)[asked].tolist(), references=labels[asked].tolist())
+    return loss.compute() | accuracy.compute()
+
+
+def classifier(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Dataset, args: EvaluationArguments
+) -> dict[str, float]:
+    """Accuracy."""
+    examples = tokenize(labelled(texts, args.text_column, args.label_column), tokenizer, args.max_length)
+    accuracy = evaluate.load(str(METRICS / "accuracy"))
+    for logits, labels in outputs(model, examples, DataCollatorWithPadding(tokenizer), args):
+        accuracy.add_batch(predictions=logits.argmax(dim=-1).tolist(), references=labels.tolist())
+    return accuracy.compute()
+
+
+TASKS = {
+    "ForCausalLM": (AutoModelForCausalLM, language_model),
+    "ForMaskedLM": (AutoModelForMaskedLM, language_model),
+    "ForSequenceClassification": (AutoModelForSequenceClassification, classifier),
+}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Prints and returns the metrics."""
+    args, _ = parse((EvaluationArguments, RunArguments), arguments)
+    architecture = (AutoConfig.from_pretrained(args.checkpoint).architectures or ["none"])[0]
+    tasks = [task for suffix, task in TASKS.items() if architecture.endswith(suffix)]
+    if not tasks:
+        raise ValueError(f"`checkpoint` must be one of {', '.join(TASKS)}, but {args.checkpoint!r} is {architecture}.")
+    auto_class, task = tasks[0]
+    model = auto_class.from_pretrained(args.checkpoint).eval()
+    metrics = task(model, AutoTokenizer.from_pretrained(args.checkpoint), load_texts(args), args)
+    text = json.dumps(metrics, indent=1)
+    if args.output_file is not None:
+        Path(args.output_file).write_text(text + "\n")
+    print(text)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

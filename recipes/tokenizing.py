@@ -1,0 +1,78 @@
+"""Tokenizers: one that is named, or one trained on the text of a recipe."""
+
+from arguments import ModelArguments
+from datasets import Dataset
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+END_OF_TEXT = "<|endoftext|>"  # of causal models
+PAD, CLS, MASK, UNKNOWN = SPECIAL = ["[PAD]", "[CLS]", "[MASK]", "[UNK]"]
+BYTES = 256 + len(SPECIAL)
+
+
+def load_tokenizer(args: ModelArguments, texts: Dataset, column: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that is named, or one trained on `texts`."""
+    if args.train_tokenizer is not None:
+        if args.train_tokenizer < 257:
+            raise ValueError(
+                f"`train_tokenizer` must be at least 257 (the bytes and {END_OF_TEXT}), but it is "
+                f"{args.train_tokenizer}."
+            )
+        tokenizer = ByteLevelBPETokenizer()
+        tokenizer.train_from_iterator(texts[column], vocab_size=args.train_tokenizer, special_tokens=[END_OF_TEXT])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer._tokenizer,
+            eos_token=END_OF_TEXT,
+            pad_token=END_OF_TEXT,
+            padding_side="left",
+            model_input_names=["input_ids", "attention_mask"],
+        )
+    return named_tokenizer(args)
+
+
+def named_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer that is named, else the checkpoint's own."""
+    name = args.tokenizer_name or args.model_name_or_path
+    if name is None:
+        raise ValueError("One of `tokenizer_name`, `train_tokenizer` and `model_name_or_path` must be given.")
+    return AutoTokenizer.from_pretrained(name)
+
+
+def load_encoder_tokenizer(args: ModelArguments, texts: Dataset, column: str = "text") -> PreTrainedTokenizerBase:
+    """The tokenizer that is named, or a byte-level BPE trained on `texts` (260: bytes alone)."""
+    if args.train_tokenizer is None:
+        return named_tokenizer(args)
+    if args.train_tokenizer < BYTES:
+        raise ValueError(
+            f"`train_tokenizer` must be at least {BYTES} (the bytes and {', '.join(SPECIAL)}), but it is "
+            f"{args.train_tokenizer}."
+        )
+    tokenizer = ByteLevelBPETokenizer()
+    texts = texts[column] if args.train_tokenizer > BYTES else []
+    tokenizer.train_from_iterator(texts, vocab_size=args.train_tokenizer, special_tokens=SPECIAL)
+    return finished(tokenizer._tokenizer)
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:
+    """One token per word of a fixed list, between white space."""
+    entries = {word: index for index, word in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(entries, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return finished(tokenizer)
+
+
+def finished(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
+    """With [CLS] in front of every text, and the names of the special tokens."""
+    special = [(CLS, tokenizer.token_to_id(CLS))]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A", pair=f"{CLS} $A {CLS} $B", special_tokens=special
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        cls_token=CLS,
+        mask_token=MASK,
+        unk_token=UNKNOWN,
+        model_input_names=["input_ids", "attention_mask"],
+    )
