@@ -1,8 +1,5 @@
 """The baselines compute what they are named after, and nothing of the future."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +7,7 @@ import torch.nn.functional as F
 from gma_hf import GMAConfig, GMAForCausalLM, GMAForMaskedLM
 
 
+RECIPE = "baselines"
 NAMES = ["softmax", "softmax + conv", "linear", "linear + conv + gate", "performer", "performer + conv + gate"]
 NAMES += ["gma", "gma + conv", "gma + conv + gate", "hybrid", "mamba"]
 FIELDS = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_components": 16}
@@ -20,13 +18,6 @@ FIELDS |= {
     "attention_probs_dropout_prob": 0.0,
 }
 BIDIRECTIONAL = FIELDS | {"is_causal": False, "norm_position": "post"}
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2] / "recipes")  # as when a recipe is run
-        yield importlib.import_module("baselines")
 
 
 @pytest.fixture(scope="module")

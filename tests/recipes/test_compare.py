@@ -1,17 +1,11 @@
 """A comparison as its user runs it, with two mixers: every run kept, the best learning rate taken, table and plot."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(scope="module")
-def recipe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2] / "recipes")  # as when the file is run
-        yield importlib.import_module("compare")
+RECIPE = "compare"
 
 
 def test_runs_chooses_a_rate_and_goes_on(recipe, tmp_path, monkeypatch):
@@ -35,6 +29,21 @@ def test_runs_chooses_a_rate_and_goes_on(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(recipe.QUICK, "hidden_size", 16)  # runs of another network are not mixed in
     with pytest.raises(ValueError, match="`hidden_size` must be as in the other runs in .*, 32, but it is 16"):
         recipe.main(arguments)
+
+
+def test_classes_of_listops(recipe, tmp_path):
+    arguments = ["--quick", "True", "--task", "classification", "--output_dir", str(tmp_path)]
+    results = recipe.main([*arguments, "--mixers", "gma", "softmax"])
+    table = (tmp_path / "table.md").read_text()
+    assert "accuracy, %" in table
+    for runs in results.values():
+        assert all(0 <= run["accuracy"] <= 1 and run["mebibytes"] >= 0 for run in runs)
+        assert f"{100 * sum(run['accuracy'] for run in runs) / 2:.2f} ±" in table
+
+
+def test_an_unknown_task_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="`task` must be one of causal_lm, classification, but it is 'parsing'"):
+        recipe.main(["--quick", "True", "--task", "parsing", "--output_dir", str(tmp_path)])
 
 
 def test_an_unknown_mixer_is_refused(recipe, tmp_path):

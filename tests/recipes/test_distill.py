@@ -1,6 +1,5 @@
 """Distillation as its user runs it: convert, both stages, measure, write the card, resume."""
 
-import importlib
 import json
 import os
 import shutil
@@ -28,16 +27,10 @@ from transformers import (
 )
 
 
+RECIPE = "distill"
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "recipes")  # as when the file is run
-        yield importlib.import_module("distill")
 
 
 def bert_tokenizer():

@@ -1,6 +1,5 @@
 """The recipe as its user runs it: pieces come while the model still writes, and together are what it wrote."""
 
-import importlib.util
 import sys
 import threading
 from pathlib import Path
@@ -9,17 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+RECIPE = "stream"
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("stream", ROOT / "recipes" / "stream.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stream"] = module  # where the dataclass of its arguments looks up its annotations
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

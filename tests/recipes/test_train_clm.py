@@ -1,9 +1,7 @@
 """The recipe as its user runs it: a short training on the text sample, saved, resumed, fine-tuned and evaluated."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,19 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+RECIPE = "train_clm"
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
 MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("train_clm", ROOT / "recipes" / "train_clm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_clm"] = module  # where the dataclasses of its arguments look up their annotations
-    spec.loader.exec_module(module)
-    return module
 
 
 def arguments(output, *more):

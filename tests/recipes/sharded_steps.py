@@ -1,0 +1,61 @@
+"""
+Run by test_many_processes in each of two processes: three steps of a GMA model in shards (FSDP2), its losses, and a
+sharded checkpoint. Trainer cannot do this on CPUs: Accelerate turns to FSDP on accelerators alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+
+from gma_hf import GMAConfig, GMAForCausalLM
+
+
+FIELDS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
+FIELDS |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0, "use_cache": False}
+
+
+def make_model() -> GMAForCausalLM:
+    torch.manual_seed(0)
+    return GMAForCausalLM(GMAConfig(**FIELDS))
+
+
+def train(model: GMAForCausalLM, rank: int, count: int) -> list[float]:
+    """Losses of the whole batch, of which a process sees its share."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    generator, losses = torch.Generator().manual_seed(0), []
+    for _ in range(3):
+        batch = torch.randint(50, (4, 40), generator=generator).chunk(count)[rank]
+        loss = model(batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = loss.detach()
+        if count > 1:
+            dist.all_reduce(loss)
+        losses.append(loss.item() / count)
+    return losses
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    model = make_model()
+    for block in model.model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    shard = model.model.layers[0].attention.qkv_proj.weight.to_local()
+    assert shard.numel() < model.model.layers[0].attention.qkv_proj.weight.numel()
+    losses = train(model, dist.get_rank(), dist.get_world_size())
+    dcp.save(get_model_state_dict(model), checkpoint_id=folder / "sharded")
+    if dist.get_rank() == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

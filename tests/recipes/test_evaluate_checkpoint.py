@@ -1,0 +1,36 @@
+"""A checkpoint that is evaluated: the loss is the model's own, by token."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+RECIPE = "evaluate_checkpoint"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
+TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
+
+
+def test_the_loss_is_the_mean_over_all_tokens(recipe):
+    given = ["--checkpoint", SHIPPED, "--test_file", TEXT, "--block_size", 100, "--max_examples", 9]
+    metrics = recipe.main([str(argument) for argument in (*given, "--batch_size", 4)])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    tokens = tokenizer(TEXT.read_text(), return_tensors="pt")["input_ids"][0, :900].view(9, 100)
+    with torch.no_grad():
+        output = model(tokens, labels=tokens)
+    assert metrics["tokens"] == 9 * 99
+    assert metrics["loss"] == pytest.approx(output.loss.item(), rel=1e-4)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    right = output.logits[:, :-1].argmax(-1) == tokens[:, 1:]
+    assert metrics["accuracy"] == pytest.approx(right.float().mean().item(), abs=2 / 891)
+
+
+def test_what_is_no_task_is_refused(recipe, tmp_path):
+    folder = ROOT / "model_cards" / "gma-minilm-l6"
+    with pytest.raises(ValueError, match="`checkpoint` must be one of ForCausalLM, .* but .* is GMAModel"):
+        recipe.main(["--checkpoint", str(folder), "--test_file", str(TEXT)])
+    with pytest.raises(ValueError, match="Exactly one of `dataset_name` and `test_file` must be given, but neither"):
+        recipe.main(["--checkpoint", str(SHIPPED)])

@@ -1,0 +1,89 @@
+"""Two real processes (gloo) do what one does with the same examples per step; and the configs of Accelerate."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoModelForCausalLM
+
+from gma_hf import GMAForCausalLM
+
+
+RECIPE = "train_clm"
+ROOT = Path(__file__).parents[2]
+TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
+MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
+MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
+
+
+def launch(script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, timeout=300, env=environment, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def losses_of(folder):
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    return [log["loss"] for log in state["log_history"] if "loss" in log]
+
+
+def test_copies_in_two_processes(recipe, tmp_path):
+    """DDP through the recipe."""
+    common = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL), "--use_cpu", True]
+    common += ["--block_size", 64, "--learning_rate", 1e-2, "--report_to", "none", "--seed", 0, "--logging_steps", 1]
+    common += ["--save_strategy", "steps", "--save_steps", 4, "--max_steps", 4]
+    one = [*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 8]
+    alone = recipe.main([str(argument) for argument in one])
+    launch(
+        ROOT / "recipes" / "train_clm.py",
+        *common,
+        "--output_dir",
+        tmp_path / "two",
+        "--per_device_train_batch_size",
+        4,
+    )
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+    together = json.loads((tmp_path / "two" / "eval_results.json").read_text())
+    assert together["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-3)
+    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-4), name
+
+
+def test_shards_in_two_processes(tmp_path):
+    """FSDP2 by torch: the same losses, and a sharded checkpoint that one process loads."""
+    script = Path(__file__).parent / "sharded_steps.py"
+    spec = importlib.util.spec_from_file_location("sharded_steps", script)
+    steps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(steps)
+    launch(script, tmp_path)
+    model = steps.make_model()
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(steps.train(model, 0, 1), rel=1e-4)
+
+    loaded = GMAForCausalLM(model.config).eval()
+    state = loaded.state_dict()
+    with pytest.warns(UserWarning, match="load in a single process"):
+        dcp.load(state, checkpoint_id=tmp_path / "sharded")
+    loaded.load_state_dict(state)
+    tokens = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(loaded(tokens).logits, model.eval()(tokens).logits, atol=1e-3)
+    assert len(list((tmp_path / "sharded").glob("*.distcp"))) == 2
+
+
+@pytest.mark.parametrize("name", ["one_gpu", "ddp", "fsdp2", "zero3"])
+def test_accelerate_reads_its_configs(name):
+    config = load_config_from_file(str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"))
+    assert config.mixed_precision == "bf16" and config.num_processes in (1, 8)
+    if name == "fsdp2":
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in GMAForCausalLM._no_split_modules
