@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-kernels lint cards clean
+.PHONY: demo test test-kernels compare lint cards clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,6 +27,11 @@ $(VENV)/installed-fla: $(VENV)/installed
 
 test-kernels: $(VENV)/installed-fla
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# Every mixer of recipes/baselines.py, very small.
+compare: $(VENV)/installed
+	$(BIN)/python recipes/compare.py --quick True --output_dir runs/compare-quick
+	$(BIN)/python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

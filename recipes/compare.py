@@ -90,7 +90,7 @@ class Run:
 
     def train(self, args: CompareArguments, task: Task) -> dict:
         """Its figures, from the file of an earlier time if there is one (see `check_settings`)."""
-        name = f"{self.mixer}-{self.learning_rate}-{self.seed}-{self.steps}".replace(" ", "")
+        name = f"{self.mixer}-{self.learning_rate}-{self.seed}-{self.steps}".replace(" ", "").replace(",", "-")
         path = Path(args.output_dir) / "runs" / f"{name}.json"
         if path.exists():
             return json.loads(path.read_text())
@@ -171,9 +171,11 @@ def compare(args: CompareArguments, task: Task) -> dict[str, list[dict]]:
     """The runs of each mixer at its best learning rate, by mixer."""
     results = {}
     for mixer in args.mixers:
-        tuning = [Run(mixer, rate, args.seeds[0], args.tuning_steps) for rate in args.learning_rates]
-        losses = [run.train(args, task)["loss"] for run in tuning]
-        best = tuning[losses.index(min(losses))].learning_rate
+        best = args.learning_rates[0]
+        if len(args.learning_rates) > 1:
+            tuning = [Run(mixer, rate, args.seeds[0], args.tuning_steps) for rate in args.learning_rates]
+            losses = [run.train(args, task)["loss"] for run in tuning]
+            best = args.learning_rates[losses.index(min(losses))]
         results[mixer] = [Run(mixer, best, seed, args.max_steps).train(args, task) for seed in args.seeds]
     return results
 

@@ -11,7 +11,7 @@ import torch
 from gma_hf import GMAConfig
 
 
-ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True, "normalize_routing": True}
+ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True, "normalize_routing": True, "output_gate": True}
 HYBRID = ["gma", "full_attention", "gma"]
 TINY = {
     "vocab_size": 61,

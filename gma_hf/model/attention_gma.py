@@ -114,8 +114,8 @@ class ForgetGate(nn.Linear):
 class GaussianMixtureAttention(nn.Module):
     """
     Gaussian Mixture Attention (paper section 3): queries and keys become responsibilities over K components, values
-    are written into and read from a K-slot memory. Optionally with a short convolution of q, k and v and with a forget
-    gate on the state.
+    are written into and read from a K-slot memory. Optionally with a short convolution of q, k and v, with a forget
+    gate on the state and with a gate on what is read.
 
     Args:
         config: the model's configuration.
@@ -134,6 +134,7 @@ class GaussianMixtureAttention(nn.Module):
         if config.conv_kernel_size > 0:
             self.convolution = ShortConvolution(self.qkv_proj.out_features, config.conv_kernel_size, config.is_causal)
         self.forget_gate = ForgetGate(config.hidden_size, config.num_attention_heads) if config.forget_gate else None
+        self.output_gate = nn.Linear(config.hidden_size, config.hidden_size) if config.output_gate else None
         self.o_proj.init_std = config.residual_std
 
     def forward(
@@ -170,7 +171,7 @@ class GaussianMixtureAttention(nn.Module):
             if cache.record_past:
                 replay = partial(self._replay, hidden_states.detach(), attention_mask, segments, *past)
             cache.update(*now, hidden_states.shape[1], replay)
-        return self.o_proj(output.transpose(1, 2).flatten(2)), weights
+        return self._join(output, hidden_states), weights
 
     def responsibilities(
         self,
@@ -206,7 +207,14 @@ class GaussianMixtureAttention(nn.Module):
         queries, keys, values, _ = self._project(hidden_states, None, None, None)
         inputs = (queries, keys[:, :, :0], values[:, :, :0], self.mixture(), self.config.read_epsilon)
         output, _ = mix_bidirectional(*inputs, state=state)
-        return self.o_proj(output.transpose(1, 2).flatten(2))
+        return self._join(output, hidden_states)
+
+    def _join(self, output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the heads read, `[batch, heads, N, head width]`, to `[batch, N, hidden]`."""
+        output = output.transpose(1, 2).flatten(2)
+        if self.output_gate is not None:
+            output = output * nn.functional.silu(self.output_gate(hidden_states))
+        return self.o_proj(output)
 
     @torch.no_grad()
     def _replay(self, hidden_states, mask, segments, state, tail, num_tokens: int):

@@ -78,6 +78,8 @@ class GMAConfig(PreTrainedConfig):
             centred in a bidirectional model, then odd); 0 means none. Not in the paper; off by default.
         forget_gate (`bool`): one data-dependent decay in (0, 1) per head and token on the whole state, memory and
             mass alike. Causal only. Not in the paper; off by default.
+        output_gate (`bool`): what a token reads is multiplied by `silu` of a linear map of the layer's input, before
+            the output projection. Not in the paper; off by default.
         mixer_backend (`"auto"`, `"torch"` or `"fla"`): what computes the causal mixer: PyTorch alone, or
             flash-linear-attention (`pip install gma-hf[fla]`, CUDA only; its matrix products are in TF32, and
             `torch.compile` breaks the graph there). `"auto"` takes the latter on CUDA where it is installed. One token
@@ -137,6 +139,7 @@ class GMAConfig(PreTrainedConfig):
     normalize_routing: bool = False
     conv_kernel_size: int = 0
     forget_gate: bool = False
+    output_gate: bool = False
     mixer_backend: str = "auto"
 
     def __post_init__(self, **kwargs):

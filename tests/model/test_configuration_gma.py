@@ -50,6 +50,7 @@ def test_the_default_mixer_is_the_papers(style):
     assert config.num_components == 64
     assert config.routing_dim == config.head_dim == 64
     assert config.conv_kernel_size == 0 and config.forget_gate is False and config.normalize_routing is False
+    assert config.output_gate is False
     assert config.intermediate_size == 3072
 
 

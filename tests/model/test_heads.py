@@ -213,7 +213,8 @@ def test_the_affinity_is_what_the_mixer_applied(make_config, make_model, assert_
     projected_all = values[0] if mixer.convolution is None else values[0][0]
     value = projected_all[..., -24:]
     read = weights @ value.unflatten(-1, (2, -1)).transpose(1, 2)
-    assert_close(projected[0], read.transpose(1, 2).flatten(2), 1e-4)
+    gate = 1 if mixer.output_gate is None else torch.nn.functional.silu(mixer.output_gate(hidden_states))
+    assert_close(projected[0], read.transpose(1, 2).flatten(2) * gate, 1e-4)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
