@@ -143,27 +143,31 @@ class GaussianMixtureAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        output_responsibilities: bool = False,
         segments: torch.Tensor | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple:
         """
         Args:
             hidden_states: `[batch, N, hidden]`.
             attention_mask: `[batch, N]`, False at padding, or None.
             past_key_values: cache that the state is read from and written to (causal only), or None.
             output_attentions: whether to form the affinity.
+            output_responsibilities: whether to give the responsibilities.
             segments: `[batch, N]`, which of several documents in a row a token belongs to, see `find_segments`.
 
         Returns:
-            `[batch, N, hidden]`, and the affinity `[batch, heads, N, N]` between the tokens of this call, or None.
+            `[batch, N, hidden]`; the affinity `[batch, heads, N, N]` between the tokens of this call, or None; and,
+            if asked for, the responsibilities of queries and of keys, a pair of `[batch, heads, N, K]`.
         """
         cache = past_key_values.layers[self.layer_idx] if past_key_values is not None else None
         past = (cache.state, cache.conv_tail) if cache is not None else (None, None)
         output, *now = self._read(hidden_states, attention_mask, segments, *past)
-        weights = None
-        if output_attentions:
+        weights = gammas = None
+        if output_attentions or output_responsibilities:
             state, tail = past
             gammas = self.responsibilities(hidden_states, attention_mask, segments, tail)
+        if output_attentions:
             log_decay = self._log_decay(hidden_states, attention_mask)
             weights = affinity(*gammas, self.config.read_epsilon, self.is_causal, state, log_decay, segments)
         if cache is not None:
@@ -171,7 +175,8 @@ class GaussianMixtureAttention(nn.Module):
             if cache.record_past:
                 replay = partial(self._replay, hidden_states.detach(), attention_mask, segments, *past)
             cache.update(*now, hidden_states.shape[1], replay)
-        return self._join(output, hidden_states), weights
+        output = self._join(output, hidden_states)
+        return (output, weights, gammas) if output_responsibilities else (output, weights)
 
     def responsibilities(
         self,

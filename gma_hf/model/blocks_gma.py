@@ -68,7 +68,7 @@ class GMABlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        mixed, _ = self.attention(self.mixer_input(hidden_states), **kwargs)
+        mixed, *_ = self.attention(self.mixer_input(hidden_states), **kwargs)
         return self.after_mixer(hidden_states, mixed)
 
     def mixer_input(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,9 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_gma import (
     ForgetGate,
@@ -73,6 +73,7 @@ class GMAPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": GMABlock,
         "attentions": [GaussianMixtureAttention, SoftmaxAttention],
+        "responsibilities": OutputRecorder(GaussianMixtureAttention, index=2),
     }
 
     def __init__(self, config: GMAConfig, *args, **kwargs):
@@ -146,6 +147,7 @@ class GMAModel(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        output_responsibilities: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
@@ -163,9 +165,12 @@ class GMAModel(GMAPreTrainedModel):
             inputs_embeds: `[batch, N, hidden]`.
             use_cache: whether to return the states (causal only); the config's choice when None.
             output_attentions: whether to return the affinity of each layer, `[batch, heads, N, N]`.
+            output_responsibilities: whether to return, for each GMA layer, the responsibilities of queries and of
+                keys, a pair of `[batch, heads, N, K]`. Any head takes it too.
 
         Returns:
-            `last_hidden_state` `[batch, N, hidden]`; `past_key_values`, `hidden_states`, `attentions` as asked for.
+            `last_hidden_state` `[batch, N, hidden]`; `past_key_values`, `hidden_states`, `attentions`,
+            `responsibilities` as asked for.
 
         Raises:
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.
@@ -173,6 +178,7 @@ class GMAModel(GMAPreTrainedModel):
         if isinstance(input_ids, (list, tuple)):
             others = {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
             others |= {"output_attentions": output_attentions, **kwargs}
+            others |= {"output_responsibilities": output_responsibilities}
             hidden_states = encode_segments(self, input_ids, attention_mask, token_type_ids, others)
             return BaseModelOutputWithPast(last_hidden_state=hidden_states)
         _require_one_input(input_ids, inputs_embeds)
@@ -192,6 +198,7 @@ class GMAModel(GMAPreTrainedModel):
                 attention_mask=masks[layer.layer_type],
                 past_key_values=past_key_values,
                 output_attentions=output_attentions,
+                output_responsibilities=output_responsibilities,
                 segments=segments,
                 **kwargs,
             )
@@ -275,6 +282,13 @@ def _require_style(model_class: type, config: GMAConfig, is_causal: bool) -> Non
         raise ValueError(f"`is_causal` must be {is_causal} for {model_class.__name__}, but it is {config.is_causal}.")
 
 
+def _with_recorded(output: ModelOutput, outputs: ModelOutput) -> ModelOutput:
+    """A head's output with what the base model recorded and Transformers' class of it has no field for."""
+    if "responsibilities" in outputs:
+        output["responsibilities"] = outputs["responsibilities"]
+    return output
+
+
 class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
     """The causal GMA network with a language-model head."""
 
@@ -326,13 +340,14 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        return _with_recorded(output, outputs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         # Transformers gives padding on the right position 0, and what is generated after it position 1
@@ -446,9 +461,10 @@ class GMAForMaskedLM(GMAPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return MaskedLMOutput(
+        output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+        return _with_recorded(output, outputs)
 
 
 def _real_tokens(config: GMAConfig, input_ids, attention_mask, length: int) -> torch.Tensor | None:
@@ -510,13 +526,14 @@ class GMAForSequenceClassification(GMAPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutputWithPast(
+        output = SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        return _with_recorded(output, outputs)
 
 
 class GMAForTokenClassification(GMAPreTrainedModel):
@@ -562,9 +579,10 @@ class GMAForTokenClassification(GMAPreTrainedModel):
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(
+        output = TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+        return _with_recorded(output, outputs)
 
 
 class GMAForQuestionAnswering(GMAPreTrainedModel):
@@ -608,13 +626,14 @@ class GMAForQuestionAnswering(GMAPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
-        return QuestionAnsweringModelOutput(
+        output = QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
             end_logits=end_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        return _with_recorded(output, outputs)
 
 
 class GMAForMultipleChoice(GMAPreTrainedModel):
@@ -667,9 +686,10 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         mask = _real_tokens(self.config, input_ids, attention_mask, hidden_states.shape[1])
         logits = self.classifier(hidden_states, mask).view(-1, num_choices)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return MultipleChoiceModelOutput(
+        output = MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+        return _with_recorded(output, outputs)
 
 
 # Checkpoints carry this code, so that they open without this package installed (`trust_remote_code=True`).

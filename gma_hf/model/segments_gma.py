@@ -11,7 +11,7 @@ from .masking_gma import create_gma_mask
 # Arguments of the model's forward that make no sense with segments, or whose output is not collected there
 NOT_WITH_SEGMENTS = (
     *("position_ids", "past_key_values", "inputs_embeds", "cu_seq_lens_q"),
-    *("output_attentions", "output_hidden_states"),
+    *("output_attentions", "output_hidden_states", "output_responsibilities"),
 )
 
 
