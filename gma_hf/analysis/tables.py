@@ -1,0 +1,228 @@
+"""What the counts say, as tables: one row per layer, side and head, or per component."""
+
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import entropy, random_table
+from sklearn.metrics import mutual_info_score
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .counts import SIDES, RoutingCounts
+from .labels import FREQUENCY_BANDS, LENGTHS, SURFACE_FORMS, frequency_bands, lengths, surface_forms, token_texts
+
+
+# A component is dead when it has less than this of an equal share of the mass
+DEAD_SHARE = 0.01
+SHUFFLES = 20
+
+
+class Analysis:
+    """
+    What a model's components did over a corpus, as pandas tables. Columns `layer` (as in the model), `side` (query:
+    reading, key: writing), `head`, `component` say of what a row is.
+
+    Args:
+        model: a GMA model.
+        tokenizer: of it.
+        counts: over the corpus.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, counts: RoutingCounts):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.counts = counts
+
+    @property
+    def mixtures(self) -> list[torch.nn.Module]:
+        """The `GaussianMixture` of each GMA layer."""
+        layers = self.model.base_model.layers
+        return [layers[index].attention.mixture for index in self.counts.layer_indices]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The text of each entry of the vocabulary."""
+        return token_texts(self.tokenizer)
+
+    @cached_property
+    def components(self) -> pd.DataFrame:
+        """
+        Per component: `mass`, its share of all responsibilities; `largest`, the share of tokens where it is the
+        largest; `dead`, whether its mass is below a hundredth of an equal share.
+        """
+        counts = self.counts
+        table = self._frame(counts.mass, "mass")
+        table["mass"] /= counts.tokens
+        table["largest"] = counts.largest.ravel() / counts.tokens
+        table["dead"] = table["mass"] < DEAD_SHARE / counts.components
+        return table
+
+    @cached_property
+    def heads(self) -> pd.DataFrame:
+        """
+        Per head and side: `effective_components`, the exponential of the entropy of the mean responsibilities;
+        `dead_components`; `token_entropy`, the mean entropy of a token's responsibilities (nats); `agreement`, the
+        mean probability that query and key of a token go to the same component; `distance`, the mean Bhattacharyya
+        distance between two components (their overlap: 0 for equal ones), and `nearest_distance`, that to the nearest
+        one, on average.
+        """
+        counts = self.counts
+        shares = counts.mass / counts.mass.sum(-1, keepdims=True)
+        table = self._frame(entropy(shares, axis=-1)[..., None], "effective_components").drop(columns="component")
+        table["effective_components"] = np.exp(table["effective_components"])
+        dead = self.components.groupby(["layer", "side", "head"], sort=False)["dead"].sum()
+        table["dead_components"] = dead.to_numpy()
+        table["token_entropy"] = counts.entropy.ravel() / counts.tokens
+        both_sides = np.repeat(counts.agreement[:, None], len(SIDES), axis=1)
+        table["agreement"] = both_sides.ravel() / counts.tokens
+        distances = [bhattacharyya_distances(mixture.means, mixture.variances) for mixture in self.mixtures]
+        for name, of in (("distance", _mean_distance), ("nearest_distance", _nearest_distance)):
+            by_head = np.stack([of(distance) for distance in distances])
+            table[name] = np.repeat(by_head[:, None], len(SIDES), axis=1).ravel()
+        return table
+
+    @cached_property
+    def alignment(self) -> pd.DataFrame:
+        """
+        Per labelling, layer, side and head, how the largest component agrees with the label of a token: normalised and
+        adjusted mutual information (`nmi`, `ami`), `homogeneity`, `completeness`, `v_measure` (which is `nmi` by
+        another name: both divide by the mean of the entropies), and what `nmi` is when the labels are shuffled,
+        `control_nmi` with the standard deviation `control_std` over 20 shuffles (tables with the same margins). What
+        `ami` takes off as chance is the mean of these.
+        """
+        rows = []
+        for labelling, table in self.contingencies().items():
+            for layer, side, head in np.ndindex(table.shape[:3]):
+                place = {"layer": self.counts.layer_indices[layer], "side": SIDES[side], "head": head}
+                rows.append({"labelling": labelling, **place, **alignment(table[layer, side, head])})
+        return pd.DataFrame(rows)
+
+    def categories(self) -> dict[str, list[str]]:
+        """The categories of each labelling."""
+        by_token = {"surface form": SURFACE_FORMS, "length": LENGTHS, "frequency": FREQUENCY_BANDS}
+        return by_token | {name: list(of.categories) for name, of in self.counts.labels.items()}
+
+    def contingencies(self) -> dict[str, np.ndarray]:
+        """Tokens by category and largest component, `[layers, sides, H, categories, K]`, of each labelling."""
+        counts, tables = self.counts, {}
+        padding = np.zeros(counts.vocabulary - len(self.tokenizer), dtype=np.int64)  # entries that are no token
+        of_tokens = {
+            "surface form": np.concatenate([surface_forms(self.tokenizer), padding]),
+            "length": np.concatenate([lengths(self.tokenizer), padding]),
+            "frequency": frequency_bands(counts.token_counts),
+        }
+        by_token = self.tokens_by_component
+        place = tuple(by_token[name].to_numpy() for name in ("layer_place", "side_place", "head"))
+        for name, categories in of_tokens.items():
+            shape = (*counts.entropy.shape, len(self.categories()[name]), counts.components)
+            tables[name] = np.zeros(shape, dtype=np.int64)
+            index = (*place, categories[by_token["token"]], by_token["component"].to_numpy())
+            np.add.at(tables[name], index, by_token["count"].to_numpy())
+        return tables | {name: of.counts for name, of in counts.labels.items()}
+
+    @cached_property
+    def tokens_by_component(self) -> pd.DataFrame:
+        """How often (`count`) a component was the largest for a token id, where it ever was."""
+        counts = self.counts.tokens_by_component()
+        shape = (*self.counts.entropy.shape, self.counts.vocabulary, self.counts.components)
+        names = ("layer_place", "side_place", "head", "token", "component")
+        return pd.DataFrame(dict(zip(names, np.unravel_index(counts.index, shape)))).assign(count=counts.to_numpy())
+
+    def top_tokens(self, number: int = 10) -> pd.DataFrame:
+        """
+        Per component the tokens that it is the largest for most often: `token`, its `text`, `count`, and `lift`, how
+        many times more often than for all tokens.
+        """
+        table = self.tokens_by_component.sort_values("count", ascending=False, kind="stable")
+        keys = ["layer_place", "side_place", "head", "component"]
+        table = table.groupby(keys, sort=True).head(number).sort_values(keys, kind="stable")
+        table.insert(0, "layer", np.array(self.counts.layer_indices)[table["layer_place"]])
+        table.insert(1, "side", np.array(SIDES)[table["side_place"]])
+        largest = self.counts.largest[tuple(table[name] for name in keys)]
+        share = self.counts.token_counts[table["token"]] / self.counts.tokens
+        table["lift"] = table["count"] / largest / share
+        table["text"] = [self._text(token) for token in table["token"]]
+        return table.drop(columns=["layer_place", "side_place"]).reset_index(drop=True)
+
+    def examples(self) -> pd.DataFrame:
+        """
+        Per component the tokens with the largest responsibilities as keys, in their context: `before`, `text`,
+        `after`, `responsibility`.
+        """
+        counts, rows = self.counts, []
+        for layer, head, component, rank in np.argwhere(counts.examples > 0):
+            window = counts.contexts[layer, head, component, rank]
+            middle = len(window) // 2
+            before, text, after = (
+                "".join(self._text(token) for token in part if token >= 0)
+                for part in (window[:middle], window[middle : middle + 1], window[middle + 1 :])
+            )
+            place = {"layer": counts.layer_indices[layer], "head": head, "component": component}
+            gamma = counts.examples[layer, head, component, rank]
+            rows.append({**place, "before": before, "text": text, "after": after, "responsibility": gamma})
+        return pd.DataFrame(rows)
+
+    def _text(self, token: int) -> str:
+        return self.texts[token] if token < len(self.texts) else f"[{token}]"
+
+    def _frame(self, values: np.ndarray, name: str) -> pd.DataFrame:
+        """`[layers, sides, H, K]` as one row per entry."""
+        layers, sides, heads, components = np.indices(values.shape).reshape(4, -1)
+        place = {"layer": np.array(self.counts.layer_indices)[layers], "side": np.array(SIDES)[sides]}
+        return pd.DataFrame({**place, "head": heads, "component": components, name: values.ravel()})
+
+
+def alignment(contingency: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Agreement of two labellings of the same tokens by their contingency table `[categories, K]`, see `Analysis`."""
+    contingency = contingency[contingency.sum(1) > 0][:, contingency.sum(0) > 0]
+    margins = contingency.sum(1), contingency.sum(0)
+    entropies = [entropy(margin) for margin in margins]
+    information = mutual_info_score(None, None, contingency=contingency)
+    shuffled = [0.0]
+    if min(contingency.shape) > 1:
+        draws = random_table(*margins).rvs(SHUFFLES, method="patefield", random_state=seed)
+        shuffled = [mutual_info_score(None, None, contingency=draw) for draw in draws]
+    mean, expected = np.mean(entropies), np.mean(shuffled)
+    result = {
+        "nmi": _ratio(information, mean),
+        "ami": _ratio(information - expected, mean - expected),
+        "homogeneity": _ratio(information, entropies[0]),
+        "completeness": _ratio(information, entropies[1]),
+    }
+    result["v_measure"] = result["nmi"]
+    return result | {"control_nmi": _ratio(expected, mean), "control_std": _ratio(np.std(shuffled), mean)}
+
+
+def _ratio(part: float, whole: float) -> float:
+    """0 where there is nothing to agree about."""
+    return float(part / whole) if whole > 1e-12 else 0.0
+
+
+def bhattacharyya_distances(means: torch.Tensor, variances: torch.Tensor) -> torch.Tensor:
+    """
+    Between the components of each head: `1/8 (mu_k - mu_l)^2 / s + 1/2 log(s / (sigma_k sigma_l))` summed over the
+    dimensions, with `s = (sigma_k^2 + sigma_l^2) / 2`.
+
+    Args:
+        means, variances: `[heads, K, d_r]`.
+
+    Returns:
+        `[heads, K, K]`, float64, 0 on the diagonal.
+    """
+    means, variances = means.detach().double().cpu(), variances.detach().double().cpu()
+    between = (variances[:, :, None] + variances[:, None]) / 2
+    moved = (means[:, :, None] - means[:, None]).square() / between / 8
+    spread = (between.log() - (variances.log()[:, :, None] + variances.log()[:, None]) / 2) / 2
+    return (moved + spread).sum(-1)
+
+
+def _mean_distance(distances: torch.Tensor) -> np.ndarray:
+    components = distances.shape[-1]
+    return (distances.sum(dim=(1, 2)) / max(components * (components - 1), 1)).numpy()
+
+
+def _nearest_distance(distances: torch.Tensor) -> np.ndarray:
+    if distances.shape[-1] == 1:
+        return np.zeros(len(distances))
+    return (distances + torch.diag_embed(torch.full(distances.shape[:2], torch.inf))).amin(-1).mean(-1).numpy()

@@ -1,0 +1,116 @@
+"""What the mathematics promises of the routing (DESIGN section 1, paper section 3), as figures of a model."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..model.functional_gma import ScoreWeights, score_weights
+
+
+class Mixture(NamedTuple):
+    """One side of the components of some heads, float64."""
+
+    means: torch.Tensor  # mu, [H, K, d_r]
+    variances: torch.Tensor  # sigma^2, [H, K, d_r]
+    prior_logits: torch.Tensor  # alpha, [H, K]
+    temperature: torch.Tensor  # factor on the scores, [H]
+
+    @classmethod
+    def of(cls, mixture: torch.nn.Module, side: int) -> "Mixture":
+        """Of a `GaussianMixture` of a model; side 0: queries, 1: keys."""
+        temperature = torch.ones(len(mixture.means), dtype=torch.float64, device=mixture.means.device)
+        if mixture.log_temperature is not None:
+            temperature = mixture.log_temperature[side].detach().double().exp()
+        values = (mixture.means, mixture.variances, mixture.prior_logits)
+        return cls(*(value.detach().double() for value in values), temperature)
+
+    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
+        """Of `[H, N, d_r]`, `[H, N, K]` (paper eq. 2)."""
+        temperature = self.temperature.expand(2, -1)
+        scores: ScoreWeights = score_weights(self.means, self.variances, self.prior_logits, temperature)
+        centred = x - scores.centre[:, None]
+        features = torch.cat([centred * centred, centred], dim=-1)
+        return (features @ scores.weights[0] + scores.constant[0][:, None]).softmax(dim=-1)
+
+    def score_gradients(self, x: torch.Tensor) -> torch.Tensor:
+        """`d s_k / d x = -(x - mu_k) / sigma_k^2` of `[H, N, d_r]`, `[H, N, K, d_r]`."""
+        gradients = -(x[:, :, None] - self.means[:, None]) / self.variances[:, None]
+        return gradients * self.temperature[:, None, None, None]
+
+
+def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """
+    `d gamma_k / d x = sum_l gamma_k (delta_kl - gamma_l) d s_l / d x` (DESIGN section 1).
+
+    Args:
+        mixture: components.
+        x: queries or keys, `[H, N, d_r]`, float64.
+
+    Returns:
+        `[H, N, K, d_r]`.
+    """
+    gamma, gradients = mixture.responsibilities(x)[..., None], mixture.score_gradients(x)
+    return gamma * (gradients - (gamma * gradients).sum(dim=2, keepdim=True))
+
+
+def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> torch.Tensor:
+    """
+    The local routing stability bound: how far the responsibilities can move, in the sum of absolute differences, when
+    x moves by at most `radius`,
+
+        `|gamma(x + d) - gamma(x)|_1 <= radius / 2 max_kl (|g_k - g_l| + radius max_i |p_ki - p_li|)`
+
+    with `g_k = d s_k / d x` and `p_k = 1 / sigma_k^2`: along the way the scores of two components move apart by at most
+    the bracket per length, and what a softmax moves is at most half of the range of what its scores move. It says
+    nothing beyond 2, which is as far as two distributions can be apart.
+
+    Args:
+        mixture: components.
+        x: queries or keys, `[H, N, d_r]`, float64.
+        radius: Euclidean length of the move.
+
+    Returns:
+        `[H, N]`.
+    """
+    gradients = mixture.score_gradients(x)
+    apart = torch.cdist(gradients, gradients)  # [H, N, K, K]
+    precisions = mixture.temperature[:, None, None] / mixture.variances
+    curvature = torch.cdist(precisions, precisions, p=float("inf"))
+    return radius / 2 * (apart + radius * curvature[:, None]).amax(dim=(2, 3))
+
+
+def observed_sensitivity(
+    mixture: Mixture, x: torch.Tensor, radius: float, directions: int = 16, seed: int = 0
+) -> torch.Tensor:
+    """
+    How far the responsibilities do move: the largest of as many random moves of this length, and of the two along the
+    direction in which they change fastest.
+
+    Returns:
+        `[H, N]`, to be held against `routing_sensitivity`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moves = torch.randn(directions, *x.shape, dtype=x.dtype, generator=generator).to(x.device)
+    steepest = torch.linalg.svd(responsibility_gradients(mixture, x), full_matrices=False).Vh[..., 0, :]
+    moves = torch.cat([moves, steepest[None], -steepest[None]])
+    moves = moves / moves.norm(dim=-1, keepdim=True).clamp_min(1e-30) * radius
+    before = mixture.responsibilities(x)
+    return torch.stack([(mixture.responsibilities(x + move) - before).abs().sum(-1) for move in moves]).amax(0)
+
+
+def affinity_properties(affinity: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    Of affinities `[..., N, N]` (`output_attentions=True`): `rank`, at most K in a bidirectional model (where a causal
+    mask cuts the product, it says nothing); `smallest` entry, not negative; `smallest_row_sum` and `largest_row_sum`,
+    one but for eps and what a cache holds. Each `[...]`.
+    """
+    affinity = affinity.detach().double()
+    sums = affinity.sum(-1)
+    # float32 products: what is below their rounding is no rank
+    rank = torch.linalg.matrix_rank(affinity, rtol=affinity.shape[-1] * torch.finfo(torch.float32).eps)
+    return {
+        "rank": rank,
+        "smallest": affinity.amin(dim=(-1, -2)),
+        "smallest_row_sum": sums.amin(-1),
+        "largest_row_sum": sums.amax(-1),
+    }
