@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -138,12 +139,53 @@ def convert(
         typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}{without}.")
 
 
+@app.command()
+def report(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a GMA model.")],
+    text: Annotated[
+        Path, typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text file that the model reads.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also the tables, as a JSON file.")] = None,
+    csv_folder: Annotated[
+        Path | None, typer.Option("--csv", help="Also the tables, as CSV files in a folder.")
+    ] = None,
+    png_folder: Annotated[Path | None, typer.Option("--png", help="Also plots, as PNG files in a folder.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to read, at most.")] = None,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens that are read in one.")] = 256,
+) -> None:
+    """Show what the components of a GMA model learned, as one HTML file."""
+    with refusals():
+        for option, path in (("-o", output), ("--json", json_file), ("--csv", csv_folder), ("--png", png_folder)):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ValueError(f"{option} must be in a folder that exists, but {str(path.parent)!r} does not.")
+        try:
+            from .analysis.command import report as analyse
+        except ImportError as error:
+            raise ValueError(f"`gma-hf report` needs `pip install gma-hf[analysis]`: {error}.") from error
+        content = read_text(text)
+        if not content.strip():
+            raise ValueError(f"TEXT must hold some text, but {str(text)!r} is empty.")
+        model, tokenizer = open_checkpoint(checkpoint, AutoModel, "GMA model")
+        if model.config.model_type != "gma":
+            raise ValueError(f"CHECKPOINT must be a GMA model, but {checkpoint!r} is a {type(model).__name__}.")
+        files = {"json_file": json_file, "csv_folder": csv_folder, "png_folder": png_folder}
+        length = {"max_tokens": max_tokens, "sequence_length": sequence_length}
+        analysis = analyse(model, tokenizer, content, output, name=Path(checkpoint).name, **length, **files)
+        typer.echo(f"{analysis.counts.tokens:,} tokens read; written to {output}.")
+
+
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that hold something."""
+    return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """A text file."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--calibration must be a text file in UTF-8, but {str(path)!r} is none.") from error
+        raise ValueError(f"A text file must be in UTF-8, but {str(path)!r} is not.") from error
 
 
 @contextmanager
@@ -209,16 +251,18 @@ def read_line() -> str:
         return ""
 
 
-def open_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_checkpoint(
+    name: str, auto_class: type = AutoModelForCausalLM, kind: str = "causal language model"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on the GPU if there is one, and its tokenizer."""
     logging.disable_progress_bar()
     # Code that comes with a checkpoint is not run; importing this package has made ours known. Whatever error that
     # ends in lies in somebody's files
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+        model = auto_class.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
-            "CHECKPOINT must be the folder or Hub name of a causal language model, but "
+            f"CHECKPOINT must be the folder or Hub name of a {kind}, but "
             f"{name!r} cannot be opened: {first_sentence(error)}."
         ) from error
     try:

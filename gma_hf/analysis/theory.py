@@ -60,8 +60,8 @@ def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> tor
 
         `|gamma(x + d) - gamma(x)|_1 <= radius / 2 max_kl (|g_k - g_l| + radius max_i |p_ki - p_li|)`
 
-    with `g_k = d s_k / d x` and `p_k = 1 / sigma_k^2`: along the way the scores of two components move apart by at most
-    the bracket per length, and what a softmax moves is at most half of the range of what its scores move. It says
+    with `g_k = d s_k / d x` and `p_k = 1 / sigma_k^2`: along the way the scores of two components move apart by at
+    most the bracket per length, and what a softmax moves is at most half of the range of what its scores move. It says
     nothing beyond 2, which is as far as two distributions can be apart.
 
     Args:

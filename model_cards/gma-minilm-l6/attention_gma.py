@@ -186,8 +186,18 @@ class GaussianMixtureAttention(nn.Module):
         tail: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the queries and the keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, K]` each."""
-        queries, keys, *_ = self._project(hidden_states, attention_mask, segments, tail)
+        queries, keys = self.routing_vectors(hidden_states, attention_mask, segments, tail)
         return responsibilities(queries, keys, self.mixture(), attention_mask)
+
+    def routing_vectors(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        segments: torch.Tensor | None = None,
+        tail: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, d_r]` each."""
+        return self._project(hidden_states, attention_mask, segments, tail)[:2]
 
     def _read(self, hidden_states, mask, segments, state, tail):
         """What the tokens read, `[batch, heads, N, head width]`, and state and tail after them."""

@@ -1,0 +1,122 @@
+"""One HTML file that shows what the components of a model learned: no network, no server."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..conversion.calibration import mixer_inputs
+from .counts import SIDES
+from .tables import Analysis
+
+
+TOP = 5  # responsibilities of a token that are kept
+SENTENCE_TOKENS, SENTENCES = 40, 6  # whose affinity is shown
+
+
+def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, shown_tokens: int = 256) -> None:
+    """
+    Write the report.
+
+    Args:
+        analysis: of a corpus.
+        text: whose first tokens are shown with their components.
+        path: of the HTML file.
+        name: of the checkpoint.
+        shown_tokens: how many tokens, at most.
+
+    Raises:
+        ValueError: if the text holds no token.
+    """
+    data = json.dumps(report_data(analysis, text, name, shown_tokens), ensure_ascii=False, separators=(",", ":"))
+    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    page = template.replace("/*DATA*/null", data.replace("</", "<\\/"))
+    Path(path).write_text(page, encoding="utf-8")
+
+
+@torch.no_grad()
+def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> dict[str, Any]:
+    """What the page shows, as JSON."""
+    counts, model = analysis.counts, analysis.model
+    ids = analysis.tokenizer(text, verbose=False)["input_ids"][:shown_tokens]
+    if not ids:
+        raise ValueError("`text` must hold at least one token, but there is none.")
+    ids = torch.tensor([ids])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = mixer_inputs(model, counts.layer_indices, [batch])
+    layers = [_layer(model.base_model.layers[index].attention, *inputs[index][0]) for index in counts.layer_indices]
+    return {
+        "name": name,
+        "tokens_read": counts.tokens,
+        "layers": counts.layer_indices,
+        "heads": counts.heads,
+        "components": counts.components,
+        "sides": list(SIDES),
+        "text": [analysis.texts[index] for index in ids[0].tolist()],
+        "routing": [layer["routing"] for layer in layers],
+        "map": [layer["map"] for layer in layers],
+        "mass": _rounded(counts.mass / counts.tokens, 5),
+        "head_figures": _records(analysis.heads),
+        "alignment": _records(analysis.alignment),
+        "top_tokens": _by_component(analysis.top_tokens(8), ["text", "count", "lift"]),
+        "examples": _by_component(analysis.examples(), ["before", "text", "after", "responsibility"]),
+        "sentences": _sentences(analysis, ids),
+    }
+
+
+def _layer(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+    """Largest responsibilities of the shown tokens, and a map of tokens and components."""
+    routing, maps = [], []
+    vectors = attention.routing_vectors(hidden_states, mask)
+    for gamma, vector in zip(attention.responsibilities(hidden_states, mask), vectors):
+        values, places = gamma[0].topk(min(TOP, gamma.shape[-1]), dim=-1)  # [H, T, TOP]
+        routing.append({"component": places.tolist(), "value": _rounded(values, 4)})
+        maps.append([_plane(means, x) for means, x in zip(attention.mixture.means, vector[0])])
+    return {"routing": routing, "map": maps}
+
+
+def _plane(means: torch.Tensor, tokens: torch.Tensor) -> dict[str, Any]:
+    """Components and tokens of a head on the two principal axes of the tokens."""
+    means, tokens = means.double().cpu(), tokens.double().cpu()
+    centre = tokens.mean(0)
+    axes = torch.linalg.svd(tokens - centre, full_matrices=False).Vh[:2]
+    if len(axes) < 2:  # one token, or one dimension
+        axes = torch.cat([axes, torch.zeros(2 - len(axes), axes.shape[1], dtype=axes.dtype)])
+    return {"components": _rounded((means - centre) @ axes.T, 3), "tokens": _rounded((tokens - centre) @ axes.T, 3)}
+
+
+def _sentences(analysis: Analysis, ids: torch.Tensor) -> list[dict[str, Any]]:
+    """The first pieces of the shown text, with the affinity between their tokens, `[layers][heads][N][N]`."""
+    pieces = []
+    for piece in ids[0].split(SENTENCE_TOKENS)[:SENTENCES]:
+        batch = {"input_ids": piece[None], "attention_mask": torch.ones_like(piece)[None]}
+        inputs = mixer_inputs(analysis.model, analysis.counts.layer_indices, [batch])
+        affinity = []
+        for index, ((hidden_states, mask),) in inputs.items():
+            attention = analysis.model.base_model.layers[index].attention
+            weights = attention(hidden_states, attention_mask=mask, output_attentions=True)[1]
+            affinity.append(_rounded(weights[0], 3))
+        pieces.append({"text": [analysis.texts[index] for index in piece.tolist()], "affinity": affinity})
+    return pieces
+
+
+def _by_component(table: Any, columns: list[str]) -> dict[str, list]:  # noqa: ANN401
+    """Rows by "layer/side/head/component", or without the side where the table has none."""
+    keys = [name for name in ("layer", "side", "head", "component") if name in table]
+    groups: dict[str, list] = {}
+    for row in table.to_dict("records"):
+        values = [round(row[name], 4) if isinstance(row[name], float) else row[name] for name in columns]
+        groups.setdefault("/".join(str(row[key]) for key in keys), []).append(values)
+    return groups
+
+
+def _records(table: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    return json.loads(table.round(5).to_json(orient="records"))
+
+
+def _rounded(values: np.ndarray | torch.Tensor, digits: int) -> list:
+    array = values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return np.round(array, digits).tolist()

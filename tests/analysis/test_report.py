@@ -1,0 +1,157 @@
+"""`gma-hf report` as its user runs it, and the page in headless Chromium."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import gma_hf  # noqa: F401
+
+
+ROOT = Path(__file__).parents[2]
+TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
+# Of each shipped checkpoint on a text of its kind; the sequences are what its model reads in one
+CHECKPOINTS = sorted(path.name for path in (ROOT / "model_cards").iterdir())
+CHROMIUM = shutil.which("chromium")
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "gma_hf", "report", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def made(request, tmp_path_factory):
+    """The folder of a report, and the checkpoint's."""
+    folder = tmp_path_factory.mktemp("report")
+    checkpoint = ROOT / "model_cards" / request.param
+    files = ["-o", folder / "report.html", "--json", folder / "report.json"]
+    files += ["--csv", folder / "csv", "--png", folder / "png"]
+    done = run(checkpoint, TEXT, *files, "--max-tokens", 1500, "--sequence-length", 128)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1,500 tokens read" in done.stdout
+    return folder, checkpoint
+
+
+def test_tables_and_plots(made):
+    folder, _ = made
+    tables = json.loads((folder / "report.json").read_text())
+    assert tables["tokens"] == 1500
+    for name in ("heads", "components", "alignment", "top_tokens", "examples"):
+        with (folder / "csv" / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == len(tables[name]) > 0
+        assert list(rows[0]) == list(tables[name][0])
+    mass = {}
+    for row in tables["components"]:
+        place = row["layer"], row["side"], row["head"]
+        mass[place] = mass.get(place, 0) + row["mass"]
+    assert all(math.isclose(total, 1, rel_tol=1e-4) for total in mass.values())
+    assert all((folder / "png" / f"{name}.png").stat().st_size > 5_000 for name in ("usage", "entropy"))
+
+
+def test_the_page_is_one_file(made):
+    page = (made[0] / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    assert "src=" not in page and "@import" not in page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs chromium (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as runner:
+        chromium = runner.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser, folder, **options):
+    page = browser.new_page(**options)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: errors.append(request.url) if not request.url.startswith("file:") else None)
+    page.goto((folder / "report.html").as_uri())
+    page.wait_for_selector(".token")
+    assert errors == []
+    return page
+
+
+@pytest.fixture
+def routed(made):
+    """Responsibilities of the shown text, as the model gives them."""
+    _, checkpoint = made
+    model, tokenizer = AutoModel.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
+    ids = torch.tensor([tokenizer(TEXT.read_text(), verbose=False)["input_ids"][:128]])
+    with torch.no_grad():
+        return model(ids, output_responsibilities=True).responsibilities
+
+
+def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
+    page = open_page(browser, made[0])
+    page.select_option("#layer", "1")
+    page.select_option("#head", "2")
+    page.select_option("#side", "0")
+    gamma = routed[1][0][0, 2]
+    page.hover(".token >> nth=17")
+    rows = page.locator("#detail .row").all()
+    values, components = gamma[17].topk(5)
+    assert [int(row.get_attribute("data-component")) for row in rows] == components.tolist()
+    shown = [float(row.get_attribute("data-value")) for row in rows]
+    assert shown == pytest.approx(values.tolist(), abs=1e-3)
+    tokens = page.locator(".token").all()
+    assert len(tokens) == 128
+    assert [int(token.get_attribute("data-component")) for token in tokens] == gamma.argmax(-1).tolist()
+
+    tables = json.loads((made[0] / "report.json").read_text())
+    here = {"layer": 1, "side": "query", "head": 2}
+    (row,) = [row for row in tables["components"] if here.items() <= row.items() and row["component"] == 3]
+    page.click('.bar[data-component="3"]')
+    assert "Component 3 of layer 1, head 2" in page.inner_text("#component-title")
+    assert f"{100 * row['mass']:.1f} %" in page.inner_text("#component")
+    top = [row for row in tables["top_tokens"] if here.items() <= row.items() and row["component"] == 3]
+    times = page.locator("#top-tokens td:nth-child(2)").all_inner_texts()
+    assert [int(text) for text in times] == [row["count"] for row in top][:8]
+
+    page.click('#map-entropy td[data-layer="0"][data-head="1"]')
+    assert page.input_value("#layer") == "0" and page.input_value("#head") == "1"
+    (row,) = [row for row in tables["heads"] if {"layer": 0, "side": "query", "head": 1}.items() <= row.items()]
+    assert f"Effective components: {row['effective_components']:.1f} of" in page.inner_text("#figures")
+    weights = [
+        float(cell.get_attribute("data-weight")) for cell in page.locator("#affinity tr >> nth=5").locator("td").all()
+    ]
+    assert sum(weights) == pytest.approx(1, abs=0.03)
+
+
+def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
+    page = open_page(browser, made[0], color_scheme="dark", viewport={"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+    page.focus(".token >> nth=0")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#detail").startswith("Token 4:")
+    component = page.locator(".token >> nth=3").get_attribute("data-component")
+    page.keyboard.press("Enter")
+    assert f"Component {component} of" in page.inner_text("#component-title")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["no/such/model", TEXT], "'no/such/model' cannot be opened"),
+        ([ROOT / "model_cards" / "gma-shakespeare", TEXT, "-o", "no/such/folder/x.html"], "-o must be in a folder"),
+    ],
+)
+def test_wrong_input_is_refused_in_a_sentence(arguments, sentence, tmp_path):
+    done = run(*arguments, *(() if "-o" in arguments else ("-o", tmp_path / "report.html")))
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
