@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from contenders import Linear, Mamba
+from contenders import CumsumGMA, Linear, Mamba
 from harness import machine, save, time_side_by_side
 from torch import nn
 from transformers import HfArgumentParser
@@ -34,6 +34,7 @@ class Arguments:
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=30.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
+    longest_cumsum: int = field(default=256, metadata={"help": "Tokens beyond which the textbook GMA is left out."})
     longest_mamba: int = field(default=256, metadata={"help": "Tokens beyond which Mamba is left out."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
     seed: int = field(default=0, metadata={"help": "Of weights and tokens."})
@@ -81,6 +82,9 @@ def model(args: Arguments, name: str) -> GMAForCausalLM:
     for layer in network.model.layers:
         if name == "linear (elu + 1)":
             layer.attention = Substitute(args, Linear())
+        elif name == "GMA by cumsum":
+            width = args.hidden_size // args.heads
+            layer.attention = Substitute(args, CumsumGMA(args.heads, args.components, width))
         elif name == "Mamba":
             layer.attention = MambaLayer(args)
     return network.to(args.device, getattr(torch, args.dtype))
@@ -105,12 +109,13 @@ def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     torch.manual_seed(args.seed)
-    names = ["GMA", "GMA + conv + gate", "softmax (SDPA)", "linear (elu + 1)", "Mamba"]
+    names = ["GMA", "GMA + conv + gate", "softmax (SDPA)", "linear (elu + 1)", "GMA by cumsum", "Mamba"]
+    longest = {"GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
     networks = {name: model(args, name) for name in names}
     training, prompts = {name: {} for name in names}, {name: {} for name in names}
     for length in args.lengths:
         tokens = torch.randint(args.vocab_size, (args.batch_size, length), device=args.device)
-        here = [name for name in names if name != "Mamba" or length <= args.longest_mamba]
+        here = [name for name in names if length <= longest.get(name, length)]
         for make, figures in ((training_step, training), (prefill, prompts)):
             calls = {name: make(networks[name], tokens) for name in here}
             for name, seconds in time_side_by_side(calls, args.device, args.rounds, args.limit).items():
