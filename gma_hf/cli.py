@@ -145,14 +145,22 @@ def report(
     text: Annotated[
         Path, typer.Argument(metavar="TEXT", exists=True, dir_okay=False, help="Text file that the model reads.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also the tables, as a JSON file.")] = None,
-    csv_folder: Annotated[
-        Path | None, typer.Option("--csv", help="Also the tables, as CSV files in a folder.")
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="HTML file to write.")] = Path(
+        "report.html"
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Also the tables, as a JSON file.")
     ] = None,
-    png_folder: Annotated[Path | None, typer.Option("--png", help="Also plots, as PNG files in a folder.")] = None,
+    csv_folder: Annotated[
+        Path | None, typer.Option("--csv", file_okay=False, help="Also the tables, as CSV files in a folder.")
+    ] = None,
+    png_folder: Annotated[
+        Path | None, typer.Option("--png", file_okay=False, help="Also plots, as PNG files in a folder.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to read, at most.")] = None,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens that are read in one.")] = 256,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that are read in one; 256, or what the model can, by default.")
+    ] = None,
 ) -> None:
     """Show what the components of a GMA model learned, as one HTML file."""
     with refusals():
@@ -163,15 +171,17 @@ def report(
             from .analysis.command import report as analyse
         except ImportError as error:
             raise ValueError(f"`gma-hf report` needs `pip install gma-hf[analysis]`: {error}.") from error
-        content = read_text(text)
-        if not content.strip():
-            raise ValueError(f"TEXT must hold some text, but {str(text)!r} is empty.")
+        if output == json_file:
+            raise ValueError(f"-o and --json must be two files, but both are {str(output)!r}.")
         model, tokenizer = open_checkpoint(checkpoint, AutoModel, "GMA model")
         if model.config.model_type != "gma":
             raise ValueError(f"CHECKPOINT must be a GMA model, but {checkpoint!r} is a {type(model).__name__}.")
         files = {"json_file": json_file, "csv_folder": csv_folder, "png_folder": png_folder}
+        if sequence_length is None:
+            has_limit = model.config.position_embedding == "learned"
+            sequence_length = min(256, model.config.max_position_embeddings) if has_limit else 256
         length = {"max_tokens": max_tokens, "sequence_length": sequence_length}
-        analysis = analyse(model, tokenizer, content, output, name=Path(checkpoint).name, **length, **files)
+        analysis = analyse(model, tokenizer, text, output, name=Path(checkpoint).name, **length, **files)
         typer.echo(f"{analysis.counts.tokens:,} tokens read; written to {output}.")
 
 

@@ -3,16 +3,25 @@
 from .analyze import analyze
 from .callback import RoutingCallback
 from .tables import Analysis, alignment, bhattacharyya_distances
-from .theory import affinity_properties, observed_sensitivity, responsibility_gradients, routing_sensitivity
+from .theory import (
+    Mixture,
+    affinity_properties,
+    gradient_error,
+    observed_sensitivity,
+    responsibility_gradients,
+    routing_sensitivity,
+)
 
 
 __all__ = [
     "Analysis",
+    "Mixture",
     "RoutingCallback",
     "affinity_properties",
     "alignment",
     "analyze",
     "bhattacharyya_distances",
+    "gradient_error",
     "observed_sensitivity",
     "responsibility_gradients",
     "routing_sensitivity",

@@ -30,7 +30,8 @@ def analyze(
     progress: bool = True,
 ) -> Analysis:
     """
-    Read texts and count what their tokens are routed to. Memory does not depend on how much is read.
+    Read texts and count what their tokens are routed to. Memory does not depend on how much is read; what is counted
+    per token of the vocabulary takes at most a few entries for each layer, side, head and component that it went to.
 
     Args:
         model: a GMA model with any head; put into evaluation mode.
@@ -50,6 +51,11 @@ def analyze(
         ValueError: for a model without GMA layers, no text, sequences longer than the model reads, or a labeller that
             does not give one label per token.
     """
+    if isinstance(texts, str):
+        raise ValueError("`texts` must be several texts, such as a list of one, but it is a single string.")
+    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, but it is {value}.")
     layer_indices = [index for index, kind in enumerate(model.config.layer_types) if kind == "gma"]
     if not layer_indices:
         raise ValueError("`model` must have GMA layers, but all of its `layer_types` are softmax.")
@@ -109,6 +115,11 @@ def _at_most(batch: Iterable, tokens: int | None) -> Iterator:
 
 def _add_batch(model: PreTrainedModel, counts: RoutingCounts, batch: list, sequence_length: int) -> int:
     longest = max(len(ids) for ids, _ in batch)
+    largest = max(max(ids) for ids, _ in batch)
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"`tokenizer` must be the model's, whose ids are below {model.config.vocab_size}, but one is {largest}."
+        )
     tokens = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros(len(batch), longest, dtype=torch.bool)
     for row, (ids, _) in enumerate(batch):

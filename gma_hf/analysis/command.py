@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,10 +14,13 @@ from .report import write_report
 from .tables import Analysis
 
 
+LINES = 200  # that are tokenized in one
+
+
 def report(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    text: str,
+    text: Path,
     output: Path,
     *,
     name: str,
@@ -27,9 +31,11 @@ def report(
     png_folder: Path | None = None,
 ) -> Analysis:
     """Analyse a text and write the report, and what else is asked for; see `gma-hf report --help`."""
-    lines = text.splitlines(keepends=True)
-    pieces = ("".join(lines[start : start + 200]) for start in range(0, len(lines), 200))
-    analysis = analyze(model, tokenizer, pieces, sequence_length=sequence_length, max_tokens=max_tokens)
+    with text.open(encoding="utf-8", newline="") as lines:
+        pieces = iter(lambda: "".join(islice(lines, LINES)), "")
+        analysis = analyze(model, tokenizer, pieces, sequence_length=sequence_length, max_tokens=max_tokens)
+    with text.open(encoding="utf-8", newline="") as lines:
+        shown = "".join(islice(lines, LINES))
     tables = {
         "heads": analysis.heads,
         "components": analysis.components,
@@ -37,8 +43,7 @@ def report(
         "top_tokens": analysis.top_tokens(),
         "examples": analysis.examples(),
     }
-    limit = sequence_length  # which the model reads in one
-    _whole(output, lambda path: write_report(analysis, text, path, name=name, shown_tokens=limit))
+    _whole(output, lambda path: write_report(analysis, shown, path, name=name, shown_tokens=sequence_length))
     if json_file is not None:
         records = {key: json.loads(table.to_json(orient="records")) for key, table in tables.items()}
         content = json.dumps({"tokens": analysis.counts.tokens, **records}, ensure_ascii=False)

@@ -13,6 +13,7 @@ FREQUENCY_BANDS = ["most frequent quarter", "second quarter", "third quarter", "
 POSITIONS = ["first eighth", "second eighth", "second quarter", "second half"]  # of the sequences that are read
 # What marks the first token of a word in the vocabularies of GPT-2, SentencePiece, and BERT (which marks the others)
 WORD_START, NOT_WORD_START = ("Ġ", "▁"), "##"
+NO_CHARACTER = "\ufffd"  # what a byte that is no whole character is decoded as
 STOP_WORDS = frozenset(
     """
     a about after all also am an and any are as at be because been before being but by can could did do does for
@@ -26,7 +27,8 @@ STOP_WORDS = frozenset(
 
 def surface_form(text: str, is_special: bool, starts_word: bool) -> str:
     """
-    One of `SURFACE_FORMS`, the first that fits.
+    One of `SURFACE_FORMS`, the first that fits. A vocabulary of bytes or characters does not mark where words start:
+    there its lower-case letters are all "continuation".
 
     Args:
         text: of the token, white space included.
@@ -40,6 +42,8 @@ def surface_form(text: str, is_special: bool, starts_word: bool) -> str:
         return "white space"
     if word.isdigit():
         return "digits"
+    if NO_CHARACTER in word:
+        return "other"
     if all(unicodedata.category(character)[0] in "PS" for character in word):
         return "punctuation"
     if not any(character.isalpha() for character in word):

@@ -11,10 +11,12 @@ import torch
 from ..conversion.calibration import mixer_inputs
 from .counts import SIDES
 from .tables import Analysis
+from .theory import Mixture, affinity_properties, gradient_error, observed_sensitivity, routing_sensitivity
 
 
 TOP = 5  # responsibilities of a token that are kept
 SENTENCE_TOKENS, SENTENCES = 40, 6  # whose affinity is shown
+MOVE = 0.1  # how far queries and keys are moved, over their mean length
 
 
 def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, shown_tokens: int = 256) -> None:
@@ -33,7 +35,7 @@ def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, 
     """
     data = json.dumps(report_data(analysis, text, name, shown_tokens), ensure_ascii=False, separators=(",", ":"))
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    page = template.replace("/*DATA*/null", data.replace("</", "<\\/"))
+    page = template.replace("/*DATA*/null", data.replace("<", "\\u003c"))  # no tag may end the script
     Path(path).write_text(page, encoding="utf-8")
 
 
@@ -41,13 +43,15 @@ def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, 
 def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> dict[str, Any]:
     """What the page shows, as JSON."""
     counts, model = analysis.counts, analysis.model
-    ids = analysis.tokenizer(text, verbose=False)["input_ids"][:shown_tokens]
+    beginning = text[: 20 * shown_tokens]  # a token rarely has so many characters
+    ids = analysis.tokenizer(beginning, verbose=False)["input_ids"][:shown_tokens]
     if not ids:
         raise ValueError("`text` must hold at least one token, but there is none.")
     ids = torch.tensor([ids])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     inputs = mixer_inputs(model, counts.layer_indices, [batch])
-    layers = [_layer(model.base_model.layers[index].attention, *inputs[index][0]) for index in counts.layer_indices]
+    attention_of = {index: model.base_model.layers[index].attention for index in counts.layer_indices}
+    layers = [_layer(attention_of[index], *inputs[index][0]) for index in counts.layer_indices]
     return {
         "name": name,
         "tokens_read": counts.tokens,
@@ -60,6 +64,7 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
         "map": [layer["map"] for layer in layers],
         "mass": _rounded(counts.mass / counts.tokens, 5),
         "head_figures": _records(analysis.heads),
+        "theory": [_theory(attention_of[index], *inputs[index][0]) for index in counts.layer_indices],
         "alignment": _records(analysis.alignment),
         "top_tokens": _by_component(analysis.top_tokens(8), ["text", "count", "lift"]),
         "examples": _by_component(analysis.examples(), ["before", "text", "after", "responsibility"]),
@@ -76,6 +81,19 @@ def _layer(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.
         routing.append({"component": places.tolist(), "value": _rounded(values, 4)})
         maps.append([_plane(means, x) for means, x in zip(attention.mixture.means, vector[0])])
     return {"routing": routing, "map": maps}
+
+
+def _theory(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+    """What the mathematics promises, `[sides][heads]`, of the first tokens, moved by a tenth of their size."""
+    vectors = [x[0, :, :SENTENCE_TOKENS].double() for x in attention.routing_vectors(hidden_states, mask)]
+    figures: dict[str, Any] = {"bound": [], "observed": [], "gradient_error": []}
+    for side, x in enumerate(vectors):
+        mixture, radius = Mixture.of(attention.mixture, side), MOVE * x.norm(dim=-1).mean().item()
+        figures["bound"].append(_rounded(routing_sensitivity(mixture, x, radius).mean(-1), 4))
+        figures["observed"].append(_rounded(observed_sensitivity(mixture, x, radius).mean(-1), 4))
+        figures["gradient_error"].append(gradient_error(mixture, x).tolist())
+    weights = attention(hidden_states, attention_mask=mask, output_attentions=True)[1][0]
+    return figures | {name: _rounded(value, 6) for name, value in affinity_properties(weights).items()}
 
 
 def _plane(means: torch.Tensor, tokens: torch.Tensor) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .counts import SIDES, RoutingCounts
 from .labels import FREQUENCY_BANDS, LENGTHS, SURFACE_FORMS, frequency_bands, lengths, surface_forms, token_texts
+from .theory import Mixture
 
 
 # A component is dead when it has less than this of an equal share of the mass
 DEAD_SHARE = 0.01
-SHUFFLES = 20
+SHUFFLES, RENAMINGS = 20, 10
 
 
 class Analysis:
@@ -63,9 +64,10 @@ class Analysis:
         """
         Per head and side: `effective_components`, the exponential of the entropy of the mean responsibilities;
         `dead_components`; `token_entropy`, the mean entropy of a token's responsibilities (nats); `agreement`, the
-        mean probability that query and key of a token go to the same component; `distance`, the mean Bhattacharyya
-        distance between two components (their overlap: 0 for equal ones), and `nearest_distance`, that to the nearest
-        one, on average.
+        mean probability that query and key of a token go to the same component, and `agreement_by_chance`, that of a
+        query and a key of any two tokens; `distance`, the mean Bhattacharyya distance between two components (their
+        overlap: 0 for equal ones; a temperature widens them), and `nearest_distance`, that to the nearest one, on
+        average.
         """
         counts = self.counts
         shares = counts.mass / counts.mass.sum(-1, keepdims=True)
@@ -76,10 +78,12 @@ class Analysis:
         table["token_entropy"] = counts.entropy.ravel() / counts.tokens
         both_sides = np.repeat(counts.agreement[:, None], len(SIDES), axis=1)
         table["agreement"] = both_sides.ravel() / counts.tokens
-        distances = [bhattacharyya_distances(mixture.means, mixture.variances) for mixture in self.mixtures]
-        for name, of in (("distance", _mean_distance), ("nearest_distance", _nearest_distance)):
-            by_head = np.stack([of(distance) for distance in distances])
-            table[name] = np.repeat(by_head[:, None], len(SIDES), axis=1).ravel()
+        chance = (shares[:, 0] * shares[:, 1]).sum(-1)
+        table["agreement_by_chance"] = np.repeat(chance[:, None], len(SIDES), axis=1).ravel()
+        sides = [Mixture.of(mixture, side) for mixture in self.mixtures for side in range(len(SIDES))]
+        distances = [bhattacharyya_distances(of.means, of.variances / of.temperature[:, None, None]) for of in sides]
+        table["distance"] = np.concatenate([_mean_distance(distance) for distance in distances])
+        table["nearest_distance"] = np.concatenate([_nearest_distance(distance) for distance in distances])
         return table
 
     @cached_property
@@ -88,15 +92,34 @@ class Analysis:
         Per labelling, layer, side and head, how the largest component agrees with the label of a token: normalised and
         adjusted mutual information (`nmi`, `ami`), `homogeneity`, `completeness`, `v_measure` (which is `nmi` by
         another name: both divide by the mean of the entropies), and what `nmi` is when the labels are shuffled,
-        `control_nmi` with the standard deviation `control_std` over 20 shuffles (tables with the same margins). What
-        `ami` takes off as chance is the mean of these.
+        `control_nmi` with the standard deviation `control_std` over 20 shuffles of the tokens (tables with the same
+        margins). What `ami` takes off as chance is the mean of these.
+
+        A category that depends on the token alone agrees with any routing that does so too. For these, `renamed_nmi`
+        is what `nmi` is when the categories are shuffled among the entries of the vocabulary, with `renamed_std`: what
+        is above it says that components follow the category and not just the token. Empty for other labels.
         """
-        rows = []
+        rows, renamed = [], self._renamed()
         for labelling, table in self.contingencies().items():
             for layer, side, head in np.ndindex(table.shape[:3]):
                 place = {"layer": self.counts.layer_indices[layer], "side": SIDES[side], "head": head}
-                rows.append({"labelling": labelling, **place, **alignment(table[layer, side, head])})
+                row = {"labelling": labelling, **place, **alignment(table[layer, side, head])}
+                draws = [normalised_information(draw[layer, side, head]) for draw in renamed.get(labelling, [])]
+                mean, std = (np.mean(draws), np.std(draws)) if draws else (np.nan, np.nan)
+                rows.append({**row, "renamed_nmi": mean, "renamed_std": std})
         return pd.DataFrame(rows)
+
+    def _renamed(self) -> dict[str, list[np.ndarray]]:
+        """Contingency tables of the labellings by token, their categories shuffled among the tokens that occur."""
+        generator, occurs = np.random.default_rng(0), np.flatnonzero(self.counts.token_counts)
+        draws = {}
+        for name, categories in self._categories_of_tokens().items():
+            draws[name] = []
+            for _ in range(RENAMINGS):
+                shuffled = categories.copy()
+                shuffled[occurs] = generator.permutation(categories[occurs])
+                draws[name].append(self._contingency(name, shuffled))
+        return draws
 
     def categories(self) -> dict[str, list[str]]:
         """The categories of each labelling."""
@@ -105,21 +128,25 @@ class Analysis:
 
     def contingencies(self) -> dict[str, np.ndarray]:
         """Tokens by category and largest component, `[layers, sides, H, categories, K]`, of each labelling."""
-        counts, tables = self.counts, {}
-        padding = np.zeros(counts.vocabulary - len(self.tokenizer), dtype=np.int64)  # entries that are no token
-        of_tokens = {
+        by_token = {name: self._contingency(name, of) for name, of in self._categories_of_tokens().items()}
+        return by_token | {name: of.counts for name, of in self.counts.labels.items()}
+
+    def _categories_of_tokens(self) -> dict[str, np.ndarray]:
+        """The category of each entry of the vocabulary, for the labellings that depend on it alone."""
+        padding = np.zeros(self.counts.vocabulary - len(self.tokenizer), dtype=np.int64)  # entries that are no token
+        return {
             "surface form": np.concatenate([surface_forms(self.tokenizer), padding]),
             "length": np.concatenate([lengths(self.tokenizer), padding]),
-            "frequency": frequency_bands(counts.token_counts),
+            "frequency": frequency_bands(self.counts.token_counts),
         }
+
+    def _contingency(self, name: str, categories: np.ndarray) -> np.ndarray:
         by_token = self.tokens_by_component
-        place = tuple(by_token[name].to_numpy() for name in ("layer_place", "side_place", "head"))
-        for name, categories in of_tokens.items():
-            shape = (*counts.entropy.shape, len(self.categories()[name]), counts.components)
-            tables[name] = np.zeros(shape, dtype=np.int64)
-            index = (*place, categories[by_token["token"]], by_token["component"].to_numpy())
-            np.add.at(tables[name], index, by_token["count"].to_numpy())
-        return tables | {name: of.counts for name, of in counts.labels.items()}
+        shape = (*self.counts.entropy.shape, len(self.categories()[name]), self.counts.components)
+        place = tuple(by_token[key].to_numpy() for key in ("layer_place", "side_place", "head"))
+        index = np.ravel_multi_index((*place, categories[by_token["token"]], by_token["component"].to_numpy()), shape)
+        counts = np.bincount(index, weights=by_token["count"].to_numpy(), minlength=np.prod(shape))
+        return counts.astype(np.int64).reshape(shape)
 
     @cached_property
     def tokens_by_component(self) -> pd.DataFrame:
@@ -192,6 +219,12 @@ def alignment(contingency: np.ndarray, seed: int = 0) -> dict[str, float]:
     }
     result["v_measure"] = result["nmi"]
     return result | {"control_nmi": _ratio(expected, mean), "control_std": _ratio(np.std(shuffled), mean)}
+
+
+def normalised_information(contingency: np.ndarray) -> float:
+    """Mutual information over the mean of the two entropies."""
+    information = mutual_info_score(None, None, contingency=contingency[contingency.sum(1) > 0])
+    return _ratio(information, np.mean([entropy(contingency.sum(1)), entropy(contingency.sum(0))]))
 
 
 def _ratio(part: float, whole: float) -> float:

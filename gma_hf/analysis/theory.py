@@ -58,11 +58,11 @@ def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> tor
     The local routing stability bound: how far the responsibilities can move, in the sum of absolute differences, when
     x moves by at most `radius`,
 
-        `|gamma(x + d) - gamma(x)|_1 <= radius / 2 max_kl (|g_k - g_l| + radius max_i |p_ki - p_li|)`
+        `|gamma(x + d) - gamma(x)|_1 <= radius / 2 max_kl (|g_k - g_l| + radius / 2 max_i |p_ki - p_li|)`
 
     with `g_k = d s_k / d x` and `p_k = 1 / sigma_k^2`: along the way the scores of two components move apart by at
-    most the bracket per length, and what a softmax moves is at most half of the range of what its scores move. It says
-    nothing beyond 2, which is as far as two distributions can be apart.
+    most the bracket per length, on average, and what a softmax moves is at most half of the range of what its scores
+    move. It says nothing beyond 2, which is as far as two distributions can be apart.
 
     Args:
         mixture: components.
@@ -76,7 +76,7 @@ def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> tor
     apart = torch.cdist(gradients, gradients)  # [H, N, K, K]
     precisions = mixture.temperature[:, None, None] / mixture.variances
     curvature = torch.cdist(precisions, precisions, p=float("inf"))
-    return radius / 2 * (apart + radius * curvature[:, None]).amax(dim=(2, 3))
+    return radius / 2 * (apart + radius / 2 * curvature[:, None]).amax(dim=(2, 3))
 
 
 def observed_sensitivity(
@@ -96,6 +96,17 @@ def observed_sensitivity(
     moves = moves / moves.norm(dim=-1, keepdim=True).clamp_min(1e-30) * radius
     before = mixture.responsibilities(x)
     return torch.stack([(mixture.responsibilities(x + move) - before).abs().sum(-1) for move in moves]).amax(0)
+
+
+def gradient_error(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """How far `responsibility_gradients` are from autograd, over their size, of `[H, N, d_r]`: `[H]`."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        gamma = mixture.responsibilities(x).sum(dim=1)  # tokens do not depend on each other
+        columns = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in gamma.unbind(-1)]
+    expected = torch.stack(columns, dim=2)
+    error = (responsibility_gradients(mixture, x.detach()) - expected).abs().amax(dim=(1, 2, 3))
+    return error / expected.abs().amax(dim=(1, 2, 3)).clamp_min(1e-30)
 
 
 def affinity_properties(affinity: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -10,18 +10,9 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutputWithPast,
-    TokenClassifierOutput,
-)
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -46,6 +37,15 @@ from .masking_gma import (
     has_padding_on_the_right,
     last_real_token,
     positions_of_real_tokens,
+)
+from .outputs_gma import (
+    GMACausalLMOutput,
+    GMAMaskedLMOutput,
+    GMAModelOutput,
+    GMAMultipleChoiceOutput,
+    GMAQuestionAnsweringOutput,
+    GMASequenceClassifierOutput,
+    GMATokenClassifierOutput,
 )
 from .segments_gma import encode_segments
 
@@ -147,9 +147,9 @@ class GMAModel(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_responsibilities: bool = False,
+        output_responsibilities: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> GMAModelOutput:
         """
         Args:
             input_ids: token ids `[batch, N]`; exactly one of `input_ids` and `inputs_embeds`. Or, in a bidirectional
@@ -180,7 +180,7 @@ class GMAModel(GMAPreTrainedModel):
             others |= {"output_attentions": output_attentions, **kwargs}
             others |= {"output_responsibilities": output_responsibilities}
             hidden_states = encode_segments(self, input_ids, attention_mask, token_type_ids, others)
-            return BaseModelOutputWithPast(last_hidden_state=hidden_states)
+            return GMAModelOutput(last_hidden_state=hidden_states)
         _require_one_input(input_ids, inputs_embeds)
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
@@ -192,6 +192,8 @@ class GMAModel(GMAPreTrainedModel):
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_responsibilities is None:
+            output_responsibilities = getattr(self.config, "output_responsibilities", False)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -204,9 +206,7 @@ class GMAModel(GMAPreTrainedModel):
             )
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
-        )
+        return GMAModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None)
 
     def _prepare_cache(self, cache: Cache | None, use_cache: bool, batch_size: int) -> Cache | None:
         if cache is not None:
@@ -282,13 +282,6 @@ def _require_style(model_class: type, config: GMAConfig, is_causal: bool) -> Non
         raise ValueError(f"`is_causal` must be {is_causal} for {model_class.__name__}, but it is {config.is_causal}.")
 
 
-def _with_recorded(output: ModelOutput, outputs: ModelOutput) -> ModelOutput:
-    """A head's output with what the base model recorded and Transformers' class of it has no field for."""
-    if "responsibilities" in outputs:
-        output["responsibilities"] = outputs["responsibilities"]
-    return output
-
-
 class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
     """The causal GMA network with a language-model head."""
 
@@ -316,7 +309,7 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> GMACausalLMOutput:
         """
         Args:
             labels: `[batch, N]`, shifted inside; -100 is left out of the loss.
@@ -340,14 +333,14 @@ class GMAForCausalLM(GMAPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(
+        return GMACausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            responsibilities=outputs.responsibilities,
         )
-        return _with_recorded(output, outputs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         # Transformers gives padding on the right position 0, and what is generated after it position 1
@@ -440,7 +433,7 @@ class GMAForMaskedLM(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
+    ) -> GMAMaskedLMOutput:
         """
         Args:
             labels: `[batch, N]`, -100 where a token is not to be predicted.
@@ -461,10 +454,13 @@ class GMAForMaskedLM(GMAPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return GMAMaskedLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            responsibilities=outputs.responsibilities,
         )
-        return _with_recorded(output, outputs)
 
 
 def _real_tokens(config: GMAConfig, input_ids, attention_mask, length: int) -> torch.Tensor | None:
@@ -501,7 +497,7 @@ class GMAForSequenceClassification(GMAPreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutputWithPast:
+    ) -> GMASequenceClassifierOutput:
         """
         Args:
             labels: `[batch]` class indices, or floats for regression and multi-label (`config.problem_type`).
@@ -526,14 +522,14 @@ class GMAForSequenceClassification(GMAPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = SequenceClassifierOutputWithPast(
+        return GMASequenceClassifierOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            responsibilities=outputs.responsibilities,
         )
-        return _with_recorded(output, outputs)
 
 
 class GMAForTokenClassification(GMAPreTrainedModel):
@@ -560,7 +556,7 @@ class GMAForTokenClassification(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
+    ) -> GMATokenClassifierOutput:
         """
         Args:
             labels: `[batch, N]` class indices, -100 to leave a token out.
@@ -579,10 +575,13 @@ class GMAForTokenClassification(GMAPreTrainedModel):
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        output = TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return GMATokenClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            responsibilities=outputs.responsibilities,
         )
-        return _with_recorded(output, outputs)
 
 
 class GMAForQuestionAnswering(GMAPreTrainedModel):
@@ -605,7 +604,7 @@ class GMAForQuestionAnswering(GMAPreTrainedModel):
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> QuestionAnsweringModelOutput:
+    ) -> GMAQuestionAnsweringOutput:
         """
         Args:
             start_positions, end_positions: `[batch]`, first and last token of the answer.
@@ -626,14 +625,14 @@ class GMAForQuestionAnswering(GMAPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
-        output = QuestionAnsweringModelOutput(
+        return GMAQuestionAnsweringOutput(
             loss=loss,
             start_logits=start_logits,
             end_logits=end_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            responsibilities=outputs.responsibilities,
         )
-        return _with_recorded(output, outputs)
 
 
 class GMAForMultipleChoice(GMAPreTrainedModel):
@@ -658,7 +657,7 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MultipleChoiceModelOutput:
+    ) -> GMAMultipleChoiceOutput:
         """
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: `[batch, choices, N]`.
@@ -686,10 +685,13 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         mask = _real_tokens(self.config, input_ids, attention_mask, hidden_states.shape[1])
         logits = self.classifier(hidden_states, mask).view(-1, num_choices)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        output = MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return GMAMultipleChoiceOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            responsibilities=outputs.responsibilities,
         )
-        return _with_recorded(output, outputs)
 
 
 # Checkpoints carry this code, so that they open without this package installed (`trust_remote_code=True`).

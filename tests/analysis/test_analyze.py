@@ -28,11 +28,14 @@ def test_planted_components_align_and_shuffled_ones_do_not(planted, character_to
         for name in ("nmi", "ami", "homogeneity", "completeness", "v_measure"):
             assert np.allclose(rows[name], 1.0), name
         assert (rows["control_nmi"] < 0.005).all() and (rows["control_std"] < 0.002).all()
+    # Categories at random among the characters still say something of a routing that follows the character
+    assert (table.loc["surface form", "renamed_nmi"] < 0.5).all() and table.loc["kind", "renamed_nmi"].isna().all()
     assert (table.loc["position", "ami"].abs() < 0.01).all()
 
     heads = analysis.heads
     assert (heads["dead_components"] == 1).all()
     assert (heads["effective_components"] < 3.0001).all() and (heads["effective_components"] > 2.9).all()
+    assert np.allclose(heads["agreement_by_chance"], sum((np.array([8, 10, 6]) / 24) ** 2), atol=0.01)
     assert (heads["token_entropy"] < 1e-3).all() and np.allclose(heads["agreement"], 1, atol=1e-3)
     components = analysis.components.query("layer == 0 and side == 'key' and head == 1").set_index("component")
     share = sum(character.isdigit() for character in planted_text) / 3000
@@ -120,5 +123,9 @@ def test_wrong_input_is_refused(planted, character_tokenizer):
         analyze(planted, character_tokenizer, [], progress=False)
     with pytest.raises(ValueError, match="`sequence_length` must be at most .* 1024, but it is 5000"):
         analyze(planted, character_tokenizer, ["a"], sequence_length=5000)
+    with pytest.raises(ValueError, match="`max_tokens` must be at least 1, but it is 0"):
+        analyze(planted, character_tokenizer, ["a"], max_tokens=0)
+    with pytest.raises(ValueError, match="`texts` must be several texts"):
+        analyze(planted, character_tokenizer, "abc")
     with pytest.raises(ValueError, match="`labellers` must give one label per token, but 'kind' gave 0 for 2"):
         analyze(planted, character_tokenizer, ["ab"], labellers={"kind": lambda text, spans: []}, progress=False)

@@ -16,10 +16,13 @@ import gma_hf  # noqa: F401
 
 
 ROOT = Path(__file__).parents[2]
-TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
-# Of each shipped checkpoint on a text of its kind; the sequences are what its model reads in one
+DATA = ROOT / "tests" / "data"
 CHECKPOINTS = sorted(path.name for path in (ROOT / "model_cards").iterdir())
 CHROMIUM = shutil.which("chromium")
+
+
+def text_of(checkpoint):
+    return DATA / ("shakespeare.txt" if checkpoint.name == "gma-shakespeare" else "wikitext.txt")
 
 
 def run(*arguments):
@@ -32,9 +35,10 @@ def made(request, tmp_path_factory):
     """The folder of a report, and the checkpoint's."""
     folder = tmp_path_factory.mktemp("report")
     checkpoint = ROOT / "model_cards" / request.param
+    text = text_of(checkpoint)
     files = ["-o", folder / "report.html", "--json", folder / "report.json"]
     files += ["--csv", folder / "csv", "--png", folder / "png"]
-    done = run(checkpoint, TEXT, *files, "--max-tokens", 1500, "--sequence-length", 128)
+    done = run(checkpoint, text, *files, "--max-tokens", 1500, "--sequence-length", 128)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "1,500 tokens read" in done.stdout
     return folder, checkpoint
@@ -90,7 +94,7 @@ def routed(made):
     """Responsibilities of the shown text, as the model gives them."""
     _, checkpoint = made
     model, tokenizer = AutoModel.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
-    ids = torch.tensor([tokenizer(TEXT.read_text(), verbose=False)["input_ids"][:128]])
+    ids = torch.tensor([tokenizer(text_of(checkpoint).read_text(), verbose=False)["input_ids"][:128]])
     with torch.no_grad():
         return model(ids, output_responsibilities=True).responsibilities
 
@@ -121,7 +125,7 @@ def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
     times = page.locator("#top-tokens td:nth-child(2)").all_inner_texts()
     assert [int(text) for text in times] == [row["count"] for row in top][:8]
 
-    page.click('#map-entropy td[data-layer="0"][data-head="1"]')
+    page.click('#map-entropy button[data-layer="0"][data-head="1"]')
     assert page.input_value("#layer") == "0" and page.input_value("#head") == "1"
     (row,) = [row for row in tables["heads"] if {"layer": 0, "side": "query", "head": 1}.items() <= row.items()]
     assert f"Effective components: {row['effective_components']:.1f} of" in page.inner_text("#figures")
@@ -139,6 +143,10 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     assert page.inner_text("#detail").startswith("Token 4:")
+    assert "the bound from means and variances is" in page.inner_text("#theory")
+    page.click("#affinity tr >> nth=3 >> th button")
+    assert page.inner_text("#reads").startswith("Token 4, ")
+    page.focus(".token >> nth=3")
     component = page.locator(".token >> nth=3").get_attribute("data-component")
     page.keyboard.press("Enter")
     assert f"Component {component} of" in page.inner_text("#component-title")
@@ -147,8 +155,11 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["no/such/model", TEXT], "'no/such/model' cannot be opened"),
-        ([ROOT / "model_cards" / "gma-shakespeare", TEXT, "-o", "no/such/folder/x.html"], "-o must be in a folder"),
+        (["no/such/model", DATA / "shakespeare.txt"], "'no/such/model' cannot be opened"),
+        (
+            [ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare.txt", "-o", "no/such/folder/x.html"],
+            "-o must be in a folder",
+        ),
     ],
 )
 def test_wrong_input_is_refused_in_a_sentence(arguments, sentence, tmp_path):

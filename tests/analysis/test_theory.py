@@ -5,12 +5,13 @@ import torch
 
 from gma_hf import GMAConfig, GMAModel
 from gma_hf.analysis import (
+    Mixture,
     affinity_properties,
+    gradient_error,
     observed_sensitivity,
     responsibility_gradients,
     routing_sensitivity,
 )
-from gma_hf.analysis.theory import Mixture
 from gma_hf.model.functional_gma import responsibilities
 
 
@@ -46,6 +47,7 @@ def test_responsibilities_and_gradients_are_the_models(attention, side):
         [torch.autograd.grad(gamma[..., k].sum(), x, retain_graph=True)[0] for k in range(gamma.shape[-1])], dim=2
     )
     assert torch.allclose(responsibility_gradients(mixture, x.detach()), expected, atol=1e-10)
+    assert gradient_error(mixture, x).max() < 1e-10
 
 
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0])
