@@ -13,7 +13,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
+from transformers.debug_utils import DebugOption
 from transformers.trainer_utils import (
+    FSDPOption,
     HubStrategy,
     IntervalStrategy,
     SaveStrategy,
@@ -208,15 +210,8 @@ def read_arguments(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"FOLDER must hold training_args.bin, as Trainer writes it, but {str(path.parent)!r} does not."
         )
-    kinds = [
-        TrainingArguments,
-        HubStrategy,
-        IntervalStrategy,
-        SaveStrategy,
-        SchedulerType,
-        OptimizerNames,
-        torch.device,
-    ]
+    kinds = [TrainingArguments, OptimizerNames, SchedulerType, IntervalStrategy, SaveStrategy, HubStrategy]
+    kinds += [FSDPOption, DebugOption]
     try:
         from accelerate.state import PartialState
         from accelerate.utils import DistributedType

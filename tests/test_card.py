@@ -143,7 +143,7 @@ def gpt2(folder):
         (gpt2, [], "FOLDER must hold a GMA model, but the `model_type` in "),
         (remove("model.safetensors"), [], "FOLDER must hold weights, model.safetensors, but "),
         (write("model.safetensors", "x"), [], "model.safetensors must be a file of safetensors, but "),
-        (remove("training_args.bin"), [], "FOLDER must hold training_args.bin, as of Trainer, but "),
+        (remove("training_args.bin"), [], "FOLDER must hold training_args.bin, as Trainer writes it, but "),
         (
             write("training_args.bin", "x"),
             [],

@@ -27,7 +27,7 @@ def load_small_hub():
 
 @pytest.fixture(scope="module")
 def hub():
-    """A `SmallHub` that listens."""
+    """A `SmallHub` that listens, and at the end has had an answer to everything."""
     server = load_small_hub().SmallHub()
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -35,6 +35,7 @@ def hub():
     server.shutdown()
     thread.join()
     server.server_close()
+    assert server.unknown == []
 
 
 class Client:
@@ -64,13 +65,13 @@ class Client:
         self.process.stdin.write(json.dumps([textwrap.dedent(code), names], default=str) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        assert line, f"the process ended:\n{self.said()}"
+        assert line, f"the process ended:\n{self.said()[-4000:]}"
         return json.loads(line)
 
     def run(self, code: str, **names):
         """What `code` leaves in `answer`; it must not end with an error."""
         answer, error = self.ask(code, **names)
-        assert error is None, self.said()
+        assert error is None, self.said()[-4000:]
         return answer
 
     def said(self) -> str:

@@ -26,7 +26,8 @@ class Commit:
 class SmallHub(ThreadingHTTPServer):
     """
     Serves at `url`. `repos` holds the commits of each repository by its id, oldest first, `objects` the large files
-    by their sha256, and `uploaded` the sha256 of each upload of a large file, in their order.
+    by their sha256, `uploaded` the sha256 of each upload of a large file, in their order, and `unknown` the requests
+    that it has no answer to.
 
     Requests whose "METHOD /path" starts with what `break_at` says (a regular expression) are broken off, until it is
     None again: `passes` of them are let through first, and then half of the body is read and the connection dropped.
@@ -41,6 +42,7 @@ class SmallHub(ThreadingHTTPServer):
         self.repos: dict[str, list[Commit]] = {}
         self.objects: dict[str, bytes] = {}
         self.uploaded: list[str] = []
+        self.unknown: list[str] = []
         self.break_at: str | None = None
         self.passes = 0
         self.lose_answer = False
@@ -97,6 +99,7 @@ class Handler(BaseHTTPRequestHandler):
                     status, content, headers = 404, {"error": str(error)}, {"X-Error-Code": str(error)}
                 break
         else:
+            self.server.unknown.append(request)
             status, content, headers = 501, {"error": f"this Hub knows no {request}"}, {}
         if breaks_off:
             self.close_connection = True
