@@ -101,6 +101,24 @@ def generate(
 
 
 @app.command()
+def card(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="What Trainer has written: an output_dir or a checkpoint in it."),
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the model on the Hub (default: the folder's).")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence, as the Hub spells it: apache-2.0.")] = None,
+    language: Annotated[str | None, typer.Option(help="Code of the language: en.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub name of the model that this was made of.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hub name of the data set of training and metrics.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a README.md that is there.")] = False,
+) -> None:
+    """Write the model card (README.md) of a training: how to load the model, its metrics and training arguments."""
+    with refusals():
+        typer.echo(f"Written: {write_card(folder, name, license, language, base_model, dataset, overwrite)}")
+
+
+@app.command()
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Folder or Hub name of a GPT-2, BERT, RoBERTa or DistilBERT model.")
@@ -137,24 +155,6 @@ def convert(
             written.rename(out)
         without = ", without a tokenizer, since SOURCE has none" if tokenizer is None else ""
         typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}{without}.")
-
-
-@app.command()
-def card(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="What Trainer has written: an output_dir or a checkpoint in it."),
-    ],
-    name: Annotated[str | None, typer.Option(help="Name of the model on the Hub (default: the folder's).")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence, as the Hub spells it: apache-2.0.")] = None,
-    language: Annotated[str | None, typer.Option(help="Code of the language: en.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Hub name of the model that this was made of.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Hub name of the data set of training and metrics.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a README.md that is there.")] = False,
-) -> None:
-    """Write the model card (README.md) of a training: how to load the model, its metrics and training arguments."""
-    with refusals():
-        typer.echo(f"Written: {write_card(folder, name, license, language, base_model, dataset, overwrite)}")
 
 
 def lines_of(path: Path) -> list[str]:
