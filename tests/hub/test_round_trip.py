@@ -111,7 +111,7 @@ def puller(make_client):
 
 
 @pytest.mark.parametrize("head", HEADS.values())
-def test_all_of_a_model_arrives_and_its_weights_are_bit_identical(hub, pusher, pushed, folders, head):
+def test_all_of_a_model_arrives_and_its_weights_are_bit_identical(hub, pusher, pushed, folders, tmp_path, head):
     files = hub.repos[pushed[head]][-1].files
     assert set(files) - {"generation_config.json"} == PUSHED
     assert files["README.md"].decode() == CARD
@@ -128,7 +128,7 @@ def test_all_of_a_model_arrives_and_its_weights_are_bit_identical(hub, pusher, p
         save_file({key: value for key, value in model.state_dict().items() if key in there}, kept)
         answer = hf_hub_download(repo, "model.safetensors")
     """
-    kept = folders[head] / "pulled"
+    kept = tmp_path / "pulled"
     pulled = pusher.run(load_it, repo=pushed[head], head=head, kept=kept)
     assert Path(pulled).read_bytes() == files["model.safetensors"]
     expected, actual = load_file(folders[head] / "model.safetensors"), load_file(kept)
@@ -162,12 +162,12 @@ def test_a_folder_is_uploaded_in_one_commit(hub, pusher, folders, head):
         from huggingface_hub import create_repo, upload_folder
 
         create_repo(repo)
-        upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=["pulled"])
+        upload_folder(repo_id=repo, folder_path=folder)
         answer = type(getattr(gma_hf, f"GMAFor{head}").from_pretrained(repo)).__name__
     """
     assert pusher.run(upload, repo=repo, folder=folders[head], head=head) == f"GMAFor{head}"
     _, commit = hub.repos[repo]
-    assert commit.files == {path.name: path.read_bytes() for path in folders[head].iterdir() if path.name != "pulled"}
+    assert commit.files == {path.name: path.read_bytes() for path in folders[head].iterdir()}
 
 
 # Where a push breaks off: at which request, how many of that kind pass before, and whether it is carried out anyway.
