@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .card import write_card
 from .conversion import convert_checkpoint
 from .conversion.source import open_tokenizer
 from .errors import first_line, first_sentence
@@ -98,6 +99,24 @@ def generate(
             session.generate(text, max_new_tokens, streamer, **choices)
             if save_state is not None:
                 GMAState.from_cache(session.settle()).save(save_state)
+
+
+@app.command()
+def card(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="What Trainer has written: an output_dir or a checkpoint in it."),
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the model on the Hub (default: the folder's).")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence, as the Hub spells it: apache-2.0.")] = None,
+    language: Annotated[str | None, typer.Option(help="Code of the language: en.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub name of the model that this was made of.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hub name of the data set of training and metrics.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a README.md that is there.")] = False,
+) -> None:
+    """Write the model card (README.md) of a training: how to load the model, its metrics and training arguments."""
+    with refusals():
+        typer.echo(f"Written: {write_card(folder, name, license, language, base_model, dataset, overwrite)}")
 
 
 @app.command()
