@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,10 @@ def parse(kinds: tuple[type, ...], arguments: list[str] | None = None) -> tuple[
         ValueError: for a name that none of them has, and for a file that is no mapping of names to values.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--config" in arguments:
-        path = Path(arguments[arguments.index("--config") + 1])
-        arguments = from_yaml(path) + arguments
+    own = ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config")
+    if path := own.parse_known_args(arguments)[0].config:
+        arguments = from_yaml(Path(path)) + arguments
     return HfArgumentParser(kinds).parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
 

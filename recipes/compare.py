@@ -66,8 +66,12 @@ class CompareArguments:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but it is {self.task!r}.")
-        if self.mixers is None:
-            self.mixers = [*MIXERS, "mamba"] if self.task == "causal_lm" else list(MIXERS)
+        # An encoder has no forget gate, and Mamba is causal
+        known = [*MIXERS, "mamba"] if self.task == "causal_lm" else [name for name in MIXERS if "gate" not in name]
+        self.mixers = known if self.mixers is None else self.mixers
+        for mixer in self.mixers:
+            if mixer not in known:
+                raise ValueError(f"`mixers` must be of {', '.join(known)}, but one is {mixer!r}.")
 
 
 QUICK = {"max_steps": 10, "tuning_steps": 4, "batch_size": 2, "hidden_size": 32, "num_hidden_layers": 4}
@@ -75,7 +79,13 @@ QUICK |= {"num_attention_heads": 2, "num_components": 16, "seeds": [0, 1], "lear
 QUICK |= {"evaluation_examples": 64}
 QUICK_DATA = {
     "causal_lm": {"train_file": [SAMPLE], "block_size": 64},
-    "classification": {"listops": [4, 40], "train_examples": 64, "validation_examples": 32, "max_length": 41},
+    "classification": {
+        "listops": [4, 40],
+        "train_examples": 64,
+        "validation_examples": 32,
+        "test_examples": 1,
+        "max_length": 41,
+    },
 }
 
 
@@ -185,17 +195,21 @@ def table(results: dict[str, list[dict]]) -> str:
     is_classification = "accuracy" in next(iter(results.values()))[0]
     score = "accuracy, %" if is_classification else "perplexity"
     lines = [
-        f"| mixer | {score} | loss | learning rate | parameters | seconds per run | MiB at the peak |",
-        "|---|---|---|---|---|---|---|",
+        f"| mixer | {score} | seeds | loss | learning rate | parameters | seconds per run | MiB at the peak |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     means = {mixer: statistics.mean(run["loss"] for run in runs) for mixer, runs in results.items()}
-    for mixer in sorted(means, key=means.get):
-        runs = results[mixer]
-        scores = [100 * run["accuracy"] if is_classification else math.exp(run["loss"]) for run in runs]
+    scores_of = {
+        mixer: [100 * run["accuracy"] if is_classification else math.exp(run["loss"]) for run in runs]
+        for mixer, runs in results.items()
+    }
+    ranked = sorted(scores_of, key=lambda mixer: statistics.mean(scores_of[mixer]), reverse=is_classification)
+    for mixer in ranked:
+        runs, scores = results[mixer], scores_of[mixer]
         spread = f" ± {statistics.stdev(scores):.2f}" if len(runs) > 1 else ""
         seconds, memory = (statistics.mean(run[name] for run in runs) for name in ("seconds", "mebibytes"))
         lines.append(
-            f"| {mixer} | {statistics.mean(scores):.2f}{spread} | {means[mixer]:.4f} | "
+            f"| {mixer} | {statistics.mean(scores):.2f}{spread} | {len(runs)} | {means[mixer]:.4f} | "
             f"{runs[0]['learning_rate']:g} | {runs[0]['parameters']:,} | {seconds:.0f} | {memory:.0f} |"
         )
     return "\n".join(lines)
