@@ -8,7 +8,7 @@ SST-2 with a GMA encoder from scratch, or with a checkpoint (`--model_name_or_pa
         --model_config recipes/configs/gma-sst2.json --max_length 64 --output_dir runs/gma-sst2 \
         --learning_rate 1e-3 --num_train_epochs 2 --per_device_train_batch_size 32 --report_to none
 
-IMDB as bytes, as Long Range Arena's Text (the checkpoint `model_cards/gma-imdb-bytes`):
+IMDB as bytes, as Long Range Arena's Text (what came of it: recipes/RESULTS.md):
 
     python recipes/classify.py --config recipes/configs/imdb-bytes.yaml
 

@@ -2,7 +2,7 @@
 Compare token mixers under one budget: the same data, tokens, schedule and network, the learning rate of each mixer
 chosen on the same grid, several seeds. Writes a table with mean and spread, and learning curves.
 
-The tables in recipes/RESULTS.md: WikiText-2 through a BPE of 8,000, IMDB as bytes, ListOps:
+WikiText-2 through a BPE of 8,000 (what was run of it: recipes/RESULTS.md), IMDB as bytes, ListOps:
 
     python recipes/compare.py --config recipes/configs/compare-wikitext2.yaml
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes.yaml
