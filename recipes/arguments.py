@@ -92,12 +92,17 @@ def parse(kinds: tuple[type, ...], arguments: list[str] | None = None) -> tuple[
 
 
 def from_yaml(path: Path) -> list[str]:
-    """The arguments of a file as on the command line; a mapping (`model_config`) becomes JSON."""
+    """The arguments of a file as on the command line."""
     if not path.is_file():
         raise ValueError(f"`config` must be a YAML file, but {str(path)!r} is none.")
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"`config` must hold arguments by name, but {str(path)!r} does not.")
+    return as_on_command_line(values)
+
+
+def as_on_command_line(values: dict[str, Any]) -> list[str]:
+    """Arguments by name; a mapping (`model_config`) becomes JSON, None is left out."""
     arguments = []
     for name, value in values.items():
         if value is None:
