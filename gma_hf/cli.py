@@ -186,11 +186,13 @@ def report(
         for option, path in (("-o", output), ("--json", json_file), ("--csv", csv_folder), ("--png", png_folder)):
             if path is not None and not path.absolute().parent.is_dir():
                 raise ValueError(f"{option} must be in a folder that exists, but {str(path.parent)!r} does not.")
+            if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{option} must be a file or folder to write, but {str(path)!r} is neither.")
         try:
             from .analysis.command import report as analyse
         except ImportError as error:
             raise ValueError(f"`gma-hf report` needs `pip install gma-hf[analysis]`: {error}.") from error
-        if output == json_file:
+        if json_file is not None and output.resolve() == json_file.resolve():
             raise ValueError(f"-o and --json must be two files, but both are {str(output)!r}.")
         model, tokenizer = open_checkpoint(checkpoint, AutoModel, "GMA model")
         if model.config.model_type != "gma":
@@ -200,7 +202,7 @@ def report(
             has_limit = model.config.position_embedding == "learned"
             sequence_length = min(256, model.config.max_position_embeddings) if has_limit else 256
         length = {"max_tokens": max_tokens, "sequence_length": sequence_length}
-        analysis = analyse(model, tokenizer, text, output, name=Path(checkpoint).name, **length, **files)
+        analysis = analyse(model.float(), tokenizer, text, output, name=Path(checkpoint).name, **length, **files)
         typer.echo(f"{analysis.counts.tokens:,} tokens read; written to {output}.")
 
 

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .tables import DEAD_SHARE
@@ -13,15 +14,15 @@ logger = logging.getLogger(__name__)
 
 class RoutingCallback(TrainerCallback):
     """
-    Logs, at each evaluation, to whatever `report_to` names: per GMA layer the effective number of components
+    Logs, at each evaluation, to whatever `report_to` names: per GMA layer how many components are in use
     (`routing/layer_0/effective_components`), the mean entropy of a token's responsibilities in nats
     (`.../token_entropy`) and the dead components of all heads (`.../dead_components`), queries and keys together, on
-    one batch of the evaluation data (the first set, if there are several). Warns where a head reads or writes with
-    hardly more than one component: less than `1 + collapse * (K - 1)` effective ones.
+    the first batch that is evaluated (of the first set, if there are several). Warns where a head reads or writes with
+    hardly more than one component: less than `1 + collapse * (K - 1)` effective ones. It does not change what is
+    trained.
 
     Args:
-        trainer: the `Trainer` whose evaluation data and logs are used;
-            `trainer.add_callback(RoutingCallback(trainer))`.
+        trainer: the `Trainer` whose logs are used; `trainer.add_callback(RoutingCallback(trainer))`.
         collapse: share of the components beyond the first, below which a head counts as collapsed.
     """
 
@@ -30,13 +31,28 @@ class RoutingCallback(TrainerCallback):
             raise ValueError(f"`collapse` must be between 0 and 1, but it is {collapse}.")
         self.trainer = trainer
         self.collapse = collapse
+        self.step = -1  # of the last figures
 
-    def on_evaluate(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Measures and logs."""
-        figures = {}
-        for layer, gamma in responsibilities_of_a_batch(self.trainer).items():
+        """Says so where nothing will be logged."""
+        if args.eval_strategy == "no":
+            logger.warning("RoutingCallback logs at evaluations, and `eval_strategy` is 'no'.")
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: DataLoader,
+        **kwargs: object,
+    ) -> None:
+        """Measures and logs, once per step."""
+        if state.global_step == self.step:
+            return
+        self.step, figures = state.global_step, {}
+        for layer, gamma in responsibilities_of_a_batch(self.trainer, eval_dataloader).items():
             mean = gamma.mean(1)  # [2, H, K]
             effective, components = torch.special.entr(mean).sum(-1).exp(), mean.shape[-1]
             figures[f"routing/layer_{layer}/effective_components"] = effective.mean().item()
@@ -49,10 +65,10 @@ class RoutingCallback(TrainerCallback):
 
 
 @torch.no_grad()
-def responsibilities_of_a_batch(trainer) -> dict[int, torch.Tensor]:  # noqa: ANN001
-    """Those of queries and keys, `[2, T, H, K]`, of each GMA layer, for the T real tokens of a batch."""
-    names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else [None]
-    batch = trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader(names[0]))))
+def responsibilities_of_a_batch(trainer, batches: DataLoader) -> dict[int, torch.Tensor]:  # noqa: ANN001
+    """Those of queries and keys, `[2, T, H, K]`, of each GMA layer, for the T real tokens of the first batch."""
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed from the generator that training goes on with
+        batch = trainer._prepare_inputs(next(iter(batches)))
     was_training = trainer.model.training
     output = trainer.model.eval()(**batch, output_responsibilities=True)
     trainer.model.train(was_training)

@@ -2,20 +2,18 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .analyze import analyze
 from .plots import plots
+from .reading import PIECE, pieces
 from .report import write_report
 from .tables import Analysis
-
-
-LINES = 200  # that are tokenized in one
 
 
 def report(
@@ -32,11 +30,10 @@ def report(
     png_folder: Path | None = None,
 ) -> Analysis:
     """Analyse a text and write the report, and what else is asked for; see `gma-hf report --help`."""
-    with text.open(encoding="utf-8", newline="") as lines:
-        pieces = iter(lambda: "".join(islice(lines, LINES)), "")
-        analysis = analyze(model, tokenizer, pieces, sequence_length=sequence_length, max_tokens=max_tokens)
-    with text.open(encoding="utf-8", newline="") as lines:
-        shown = "".join(islice(lines, LINES))
+    beginning = _beginning(text)
+    with text.open(encoding="utf-8", newline="") as stream:
+        texts = pieces(chunks(stream))
+        analysis = analyze(model, tokenizer, texts, sequence_length=sequence_length, max_tokens=max_tokens)
     tables = {
         "heads": analysis.heads,
         "components": analysis.components,
@@ -44,7 +41,7 @@ def report(
         "top_tokens": analysis.top_tokens(),
         "examples": analysis.examples(),
     }
-    _whole(output, lambda path: write_report(analysis, shown, path, name=name, shown_tokens=sequence_length))
+    _whole(output, lambda path: write_report(analysis, beginning, path, name=name, shown_tokens=sequence_length))
     if json_file is not None:
         records = {key: json.loads(table.to_json(orient="records")) for key, table in tables.items()}
         content = json.dumps({"tokens": analysis.counts.tokens, **records}, ensure_ascii=False)
@@ -60,8 +57,28 @@ def report(
     return analysis
 
 
+def _beginning(text: Path) -> str:
+    """The beginning of a text file; all of it is read once, since it must be a text to its end."""
+    try:
+        with text.open(encoding="utf-8", newline="") as stream:
+            beginning = stream.read(PIECE)
+            for _ in chunks(stream):
+                pass
+    except UnicodeDecodeError as error:
+        raise ValueError(f"TEXT must be in UTF-8, but {str(text)!r} is not.") from error
+    if not beginning.strip():
+        raise ValueError(f"TEXT must hold some text, but {str(text)!r} does not.")
+    return beginning
+
+
+def chunks(stream: TextIO) -> Iterator[str]:
+    """What is left of a file."""
+    return iter(partial(stream.read, PIECE), "")
+
+
 def _whole(path: Path, write: Callable[[Path], object]) -> None:
     """Written beside its place and moved there, so that nothing half-written is left behind."""
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as folder:
+    path = path.resolve()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         write(Path(folder) / path.name)
         (Path(folder) / path.name).replace(path)

@@ -58,26 +58,39 @@ def surface_form(text: str, is_special: bool, starts_word: bool) -> str:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each entry of the vocabulary, white space included."""
-    return [tokenizer.decode([index], clean_up_tokenization_spaces=False) for index in range(len(tokenizer))]
+    """The text of each entry of the vocabulary, with white space before what starts a word."""
+    starts, special = _starts_word(tokenizer), set(tokenizer.all_special_ids)
+    texts = []
+    for index, starts_word in enumerate(starts):
+        text = tokenizer.decode([index], clean_up_tokenization_spaces=False)
+        if index not in special:
+            text = text.removeprefix(NOT_WORD_START)
+            if starts_word and not text[:1].isspace():  # which BERT and SentencePiece leave out
+                text = " " + text
+        texts.append(text)
+    return texts
 
 
-def surface_forms(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Index into `SURFACE_FORMS` of each entry of the vocabulary."""
-    entries, special = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), set(tokenizer.all_special_ids)
+def _starts_word(tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """Of each entry of the vocabulary, by its mark."""
+    entries = [entry or "" for entry in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # there may be holes
     marks_inner = any(entry.startswith(NOT_WORD_START) for entry in entries)
-    forms = []
-    for index, (entry, text) in enumerate(zip(entries, token_texts(tokenizer))):
-        starts_word = not entry.startswith(NOT_WORD_START) if marks_inner else entry.startswith(WORD_START)
-        form = surface_form(text.removeprefix(NOT_WORD_START), index in special, starts_word)
-        forms.append(SURFACE_FORMS.index(form))
-    return np.array(forms)
+    return [not entry.startswith(NOT_WORD_START) if marks_inner else entry.startswith(WORD_START) for entry in entries]
 
 
-def lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Index into `LENGTHS` of each entry of the vocabulary, without the white space around it."""
-    characters = np.array([len(text.strip().removeprefix(NOT_WORD_START)) for text in token_texts(tokenizer)])
-    return np.digitize(characters, [2, 3, 4, 6])
+def surface_forms(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
+    """Index into `SURFACE_FORMS` of each entry of the vocabulary, whose `token_texts` are `texts`."""
+    special = set(tokenizer.all_special_ids)
+    forms = [
+        surface_form(text, index in special, starts_word)
+        for index, (text, starts_word) in enumerate(zip(texts, _starts_word(tokenizer)))
+    ]
+    return np.array([SURFACE_FORMS.index(form) for form in forms])
+
+
+def lengths(texts: list[str]) -> np.ndarray:
+    """Index into `LENGTHS` of each token, without the white space around it."""
+    return np.digitize([len(text.strip()) for text in texts], [2, 3, 4, 6])
 
 
 def frequency_bands(counts: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .tables import Analysis
@@ -12,13 +13,16 @@ def usage_plot(analysis: Analysis) -> Figure:
     layers = analysis.counts.layer_indices
     figure = Figure(figsize=(3.2 * len(layers), 3), layout="constrained")
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
+    colours = colormaps["viridis"].resampled(analysis.counts.heads)
     for axis, layer in zip(axes, layers):
         of_layer = analysis.components[analysis.components["layer"] == layer]
         for (side, head), rows in of_layer.groupby(["side", "head"], sort=False):
             shares = np.sort(rows["mass"].to_numpy())[::-1]
-            axis.plot(np.arange(1, len(shares) + 1), shares, "-" if side == "key" else "--", color=f"C{head}", lw=1)
+            style = {"color": colours(head), "lw": 1, "ls": "-" if side == "key" else "--"}
+            axis.plot(np.arange(1, len(shares) + 1), shares, label=f"head {head}, {side}", **style)
         axis.set(title=f"layer {layer}", xlabel="components, largest first", yscale="log")
     axes[0].set_ylabel("share of the responsibilities")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=6)
     return figure
 
 

@@ -1,6 +1,7 @@
 """One HTML file that shows what the components of a model learned: no network, no server."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from .theory import Mixture, affinity_properties, gradient_error, observed_sensi
 
 
 TOP = 5  # responsibilities of a token that are kept
-SENTENCE_TOKENS, SENTENCES = 40, 6  # whose affinity is shown
+SENTENCE_TOKENS, SENTENCES = 48, 6  # whose affinity is shown
+SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
 MOVE = 0.1  # how far queries and keys are moved, over their mean length
 
 
@@ -44,11 +46,9 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
     """What the page shows, as JSON."""
     counts, model = analysis.counts, analysis.model
     beginning = text[: 20 * shown_tokens]  # a token rarely has so many characters
-    ids = analysis.tokenizer(beginning, verbose=False)["input_ids"][:shown_tokens]
-    if not ids:
-        raise ValueError("`text` must hold at least one token, but there is none.")
-    ids = torch.tensor([ids])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not beginning.strip():
+        raise ValueError("`text` must hold some text at its beginning, but there is none.")
+    batch = _read(analysis, beginning, shown_tokens)
     inputs = mixer_inputs(model, counts.layer_indices, [batch])
     attention_of = {index: model.base_model.layers[index].attention for index in counts.layer_indices}
     layers = [_layer(attention_of[index], *inputs[index][0]) for index in counts.layer_indices]
@@ -59,16 +59,19 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
         "heads": counts.heads,
         "components": counts.components,
         "sides": list(SIDES),
-        "text": [analysis.texts[index] for index in ids[0].tolist()],
+        "is_causal": model.config.is_causal,
+        "text": [analysis.texts[index] for index in batch["input_ids"][0].tolist()],
         "routing": [layer["routing"] for layer in layers],
         "map": [layer["map"] for layer in layers],
         "mass": _rounded(counts.mass / counts.tokens, 5),
+        "largest": _rounded(counts.largest / counts.tokens, 5),
+        "nearest": [[_nearest(side) for side in sides] for sides in analysis.distances],
         "head_figures": _records(analysis.heads),
         "theory": [_theory(attention_of[index], *inputs[index][0]) for index in counts.layer_indices],
         "alignment": _records(analysis.alignment),
         "top_tokens": _by_component(analysis.top_tokens(8), ["text", "count", "lift"]),
         "examples": _by_component(analysis.examples(), ["before", "text", "after", "responsibility"]),
-        "sentences": _sentences(analysis, ids),
+        "sentences": _sentences(analysis, beginning),
     }
 
 
@@ -100,25 +103,44 @@ def _plane(means: torch.Tensor, tokens: torch.Tensor) -> dict[str, Any]:
     """Components and tokens of a head on the two principal axes of the tokens."""
     means, tokens = means.double().cpu(), tokens.double().cpu()
     centre = tokens.mean(0)
-    axes = torch.linalg.svd(tokens - centre, full_matrices=False).Vh[:2]
+    _, sizes, axes = torch.linalg.svd(tokens - centre, full_matrices=False)
+    shares = sizes.square() / sizes.square().sum().clamp_min(1e-30)
+    axes, shares = axes[:2], shares[:2]
     if len(axes) < 2:  # one token, or one dimension
         axes = torch.cat([axes, torch.zeros(2 - len(axes), axes.shape[1], dtype=axes.dtype)])
-    return {"components": _rounded((means - centre) @ axes.T, 3), "tokens": _rounded((tokens - centre) @ axes.T, 3)}
+    places = {"components": _rounded((means - centre) @ axes.T, 3), "tokens": _rounded((tokens - centre) @ axes.T, 3)}
+    return places | {"variance": _rounded(shares, 3)}  # of the tokens, that each axis holds
 
 
-def _sentences(analysis: Analysis, ids: torch.Tensor) -> list[dict[str, Any]]:
-    """The first pieces of the shown text, with the affinity between their tokens, `[layers][heads][N][N]`."""
+def _read(analysis: Analysis, text: str, tokens: int) -> dict[str, torch.Tensor]:
+    """A batch of the first so many tokens of a text, with those that the tokenizer puts around it."""
+    encoded = analysis.tokenizer(text, truncation=True, max_length=tokens, return_tensors="pt", verbose=False)
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _sentences(analysis: Analysis, text: str) -> list[dict[str, Any]]:
+    """The first sentences of a text, each read alone, with the affinity of its tokens, `[layers][heads][N][N]`."""
     pieces = []
-    for piece in ids[0].split(SENTENCE_TOKENS)[:SENTENCES]:
-        batch = {"input_ids": piece[None], "attention_mask": torch.ones_like(piece)[None]}
-        inputs = mixer_inputs(analysis.model, analysis.counts.layer_indices, [batch])
+    for sentence in [part for part in SENTENCE_END.split(text) if part.strip()][:SENTENCES]:
+        batch = _read(analysis, sentence, SENTENCE_TOKENS)
         affinity = []
-        for index, ((hidden_states, mask),) in inputs.items():
+        for index, ((hidden_states, mask),) in mixer_inputs(
+            analysis.model, analysis.counts.layer_indices, [batch]
+        ).items():
             attention = analysis.model.base_model.layers[index].attention
             weights = attention(hidden_states, attention_mask=mask, output_attentions=True)[1]
             affinity.append(_rounded(weights[0], 3))
-        pieces.append({"text": [analysis.texts[index] for index in piece.tolist()], "affinity": affinity})
+        pieces.append({"text": [analysis.texts[id_] for id_ in batch["input_ids"][0].tolist()], "affinity": affinity})
     return pieces
+
+
+def _nearest(distances: torch.Tensor) -> list[list]:
+    """Of each component of each head the nearest other one and its distance, `[H][K][2]`, from `[H, K, K]`."""
+    if distances.shape[-1] == 1:
+        return [[] for _ in distances]
+    others = distances + torch.diag_embed(torch.full(distances.shape[:2], torch.inf, dtype=distances.dtype))
+    values, places = others.min(dim=-1)
+    return [[[k, round(d, 3)] for k, d in zip(*head)] for head in zip(places.tolist(), values.tolist())]
 
 
 def _by_component(table: Any, columns: list[str]) -> dict[str, list]:  # noqa: ANN401

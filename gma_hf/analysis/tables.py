@@ -20,6 +20,7 @@ from .theory import Mixture
 # A component is dead when it has less than this of an equal share of the mass
 DEAD_SHARE = 0.01
 SHUFFLES, RENAMINGS = 20, 10
+LABELLINGS = ("surface form", "length", "frequency", "position")  # those that are always there
 
 
 class Analysis:
@@ -48,6 +49,15 @@ class Analysis:
     def texts(self) -> list[str]:
         """The text of each entry of the vocabulary."""
         return token_texts(self.tokenizer)
+
+    @cached_property
+    def distances(self) -> list[list[torch.Tensor]]:
+        """Bhattacharyya distances of the components, `[layers][sides]` of `[H, K, K]`; a temperature widens them."""
+        mixtures = [[Mixture.of(mixture, side) for side in range(len(SIDES))] for mixture in self.mixtures]
+        return [
+            [bhattacharyya_distances(of.means, of.variances / of.temperature[:, None, None]) for of in sides]
+            for sides in mixtures
+        ]
 
     @cached_property
     def components(self) -> pd.DataFrame:
@@ -82,8 +92,7 @@ class Analysis:
         table["agreement"] = both_sides.ravel() / counts.tokens
         chance = (shares[:, 0] * shares[:, 1]).sum(-1)
         table["agreement_by_chance"] = np.repeat(chance[:, None], len(SIDES), axis=1).ravel()
-        sides = [Mixture.of(mixture, side) for mixture in self.mixtures for side in range(len(SIDES))]
-        distances = [bhattacharyya_distances(of.means, of.variances / of.temperature[:, None, None]) for of in sides]
+        distances = [of_side for sides in self.distances for of_side in sides]
         table["distance"] = np.concatenate([_mean_distance(distance) for distance in distances])
         table["nearest_distance"] = np.concatenate([_nearest_distance(distance) for distance in distances])
         return table
@@ -97,9 +106,10 @@ class Analysis:
         `control_nmi` with the standard deviation `control_std` over 20 shuffles of the tokens (tables with the same
         margins). What `ami` takes off as chance is the mean of these.
 
-        A category that depends on the token alone agrees with any routing that does so too. For these, `renamed_nmi`
-        is what `nmi` is when the categories are shuffled among the entries of the vocabulary, with `renamed_std`: what
-        is above it says that components follow the category and not just the token. Empty for other labels.
+        A category that depends on the token alone agrees with any routing that does so too. For surface form and
+        length, `renamed_nmi` is what `nmi` is when the categories are shuffled among tokens that are about as frequent
+        (by powers of two, so that a category keeps about its share of the text), with `renamed_std`: what is above it
+        says that components follow the category and not just the token. Empty for other labels.
         """
         with config_context(skip_parameter_validation=True):  # takes longer than a small table
             return pd.DataFrame(self._alignment_rows())
@@ -115,14 +125,19 @@ class Analysis:
                 yield {**row, "renamed_nmi": mean, "renamed_std": std}
 
     def _renamed(self) -> dict[str, list[np.ndarray]]:
-        """Contingency tables of the labellings by token, their categories shuffled among the tokens that occur."""
-        generator, occurs = np.random.default_rng(0), np.flatnonzero(self.counts.token_counts)
+        """Contingency tables of surface form and length, shuffled among tokens that are about as frequent."""
+        generator, counts = np.random.default_rng(0), self.counts.token_counts
+        octaves = np.where(counts > 0, np.log2(np.maximum(counts, 1)).astype(int), -1)
+        alike = [np.flatnonzero(octaves == octave) for octave in range(octaves.max() + 1)]
         draws = {}
         for name, categories in self._categories_of_tokens().items():
+            if name == "frequency":
+                continue
             draws[name] = []
             for _ in range(RENAMINGS):
                 shuffled = categories.copy()
-                shuffled[occurs] = generator.permutation(categories[occurs])
+                for tokens in alike:
+                    shuffled[tokens] = generator.permutation(categories[tokens])
                 draws[name].append(self._contingency(name, shuffled))
         return draws
 
@@ -138,10 +153,11 @@ class Analysis:
 
     def _categories_of_tokens(self) -> dict[str, np.ndarray]:
         """The category of each entry of the vocabulary, for the labellings that depend on it alone."""
-        padding = np.zeros(self.counts.vocabulary - len(self.tokenizer), dtype=np.int64)  # entries that are no token
+        no_tokens = self.counts.vocabulary - len(self.texts)  # entries of the model that the tokenizer does not have
+        other = np.full(no_tokens, SURFACE_FORMS.index("other"))
         return {
-            "surface form": np.concatenate([surface_forms(self.tokenizer), padding]),
-            "length": np.concatenate([lengths(self.tokenizer), padding]),
+            "surface form": np.concatenate([surface_forms(self.tokenizer, self.texts), other]),
+            "length": np.concatenate([lengths(self.texts), np.zeros(no_tokens, dtype=np.int64)]),
             "frequency": frequency_bands(self.counts.token_counts),
         }
 

@@ -33,7 +33,7 @@ class Mixture(NamedTuple):
         return (features @ scores.weights[0] + scores.constant[0][:, None]).softmax(dim=-1)
 
     def score_gradients(self, x: torch.Tensor) -> torch.Tensor:
-        """`d s_k / d x = -(x - mu_k) / sigma_k^2` of `[H, N, d_r]`, `[H, N, K, d_r]`."""
+        """`d s_k / d x = -(x - mu_k) / sigma_k^2 = -d s_k / d mu_k` of `[H, N, d_r]`, `[H, N, K, d_r]`."""
         gradients = -(x[:, :, None] - self.means[:, None]) / self.variances[:, None]
         return gradients * self.temperature[:, None, None, None]
 
@@ -51,6 +51,22 @@ def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     """
     gamma, gradients = mixture.responsibilities(x)[..., None], mixture.score_gradients(x)
     return gamma * (gradients - (gamma * gradients).sum(dim=2, keepdim=True))
+
+
+def mean_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """
+    `d gamma_k / d mu_l = gamma_k (delta_kl - gamma_l) (x - mu_l) / sigma_l^2` (DESIGN section 1), summed over tokens.
+
+    Args:
+        mixture: components.
+        x: queries or keys, `[H, N, d_r]`, float64.
+
+    Returns:
+        `[H, K, K, d_r]`, `k` before `l`.
+    """
+    gamma, gradients = mixture.responsibilities(x), -mixture.score_gradients(x)
+    own = torch.einsum("hnk,hnkd->hkd", gamma, gradients)
+    return torch.diag_embed(own.mT).permute(0, 2, 3, 1) - torch.einsum("hnk,hnl,hnld->hkld", gamma, gamma, gradients)
 
 
 def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> torch.Tensor:
@@ -99,14 +115,21 @@ def observed_sensitivity(
 
 
 def gradient_error(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
-    """How far `responsibility_gradients` are from autograd, over their size, of `[H, N, d_r]`: `[H]`."""
+    """How far `responsibility_gradients` and `mean_gradients` are from autograd, over their size: `[H]`."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        gamma = mixture.responsibilities(x).sum(dim=1)  # tokens do not depend on each other
-        columns = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in gamma.unbind(-1)]
-    expected = torch.stack(columns, dim=2)
-    error = (responsibility_gradients(mixture, x.detach()) - expected).abs().amax(dim=(1, 2, 3))
-    return error / expected.abs().amax(dim=(1, 2, 3)).clamp_min(1e-30)
+        x, means = x.detach().requires_grad_(), mixture.means.detach().requires_grad_()
+        gamma = mixture._replace(means=means).responsibilities(x).sum(dim=1)  # tokens do not depend on each other
+        columns = [torch.autograd.grad(column.sum(), (x, means), retain_graph=True) for column in gamma.unbind(-1)]
+    of_x, of_means = torch.stack([of for of, _ in columns], dim=2), torch.stack([of for _, of in columns], dim=1)
+    x = x.detach()
+    errors = [
+        (analytic - expected).abs().amax(dim=(1, 2, 3)) / expected.abs().amax(dim=(1, 2, 3)).clamp_min(1e-30)
+        for analytic, expected in (
+            (responsibility_gradients(mixture, x), of_x),
+            (mean_gradients(mixture, x), of_means),
+        )
+    ]
+    return torch.maximum(*errors)
 
 
 def affinity_properties(affinity: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,13 +1,21 @@
 """What is counted, on a model whose components are known, and against counting by hand."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from scipy.stats import entropy
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from gma_hf import GMAConfig, GMAForMaskedLM, GMAModel
-from gma_hf.analysis import alignment, analyze, bhattacharyya_distances
+from gma_hf.analysis import alignment, analyze, bhattacharyya_distances, reading
+from gma_hf.analysis.reading import pieces, token_sequences
 
+
+CARDS, DATA = Path(__file__).parents[2] / "model_cards", Path(__file__).parents[1] / "data"
 
 KINDS = {"letters": str.isalpha, "digits": str.isdigit}
 
@@ -79,20 +87,74 @@ def test_sums_are_those_of_all_tokens_however_they_are_cut(character_tokenizer, 
     assert capped.counts.tokens == 120
 
 
-def test_memory_does_not_grow_with_the_corpus(planted, character_tokenizer, planted_text):
-    sizes = []
-    for repeats in (1, 4):
-        counts = analyze(planted, character_tokenizer, [planted_text] * repeats, progress=False).counts
-        counts.tokens_by_component()
-        arrays = [value for value in vars(counts).values() if isinstance(value, np.ndarray | pd.Series)]
-        sizes.append(sum(array.nbytes for array in arrays))
-    assert sizes[0] == sizes[1]
+def test_memory_does_not_grow_with_the_corpus(planted, character_tokenizer, monkeypatch):
+    """One long text, of one line; Python's and NumPy's memory at the peak."""
+    monkeypatch.setattr(reading, "PIECE", 10_000)
+    peaks = []
+    for length in (30_000, 120_000):
+        letters = np.random.default_rng(0).choice(list("abcdefgh0123456789.,;:!? "), length)
+        text = ["".join(letters)]
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        analyze(planted, character_tokenizer, text, sequence_length=1000, progress=False).tokens_by_component  # noqa: B018
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_read_and_not_counted():
+    tokenizer = AutoTokenizer.from_pretrained(CARDS / "gma-minilm-l6")
+    model = AutoModel.from_pretrained(CARDS / "gma-minilm-l6").float().eval()
+    text = (DATA / "enwik8.txt").read_text()[:600]
+    words = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    sequences = list(
+        token_sequences(tokenizer, [text, " "], 30, {"span": lambda text, spans: [text[a:b] for a, b in spans]})
+    )
+    assert all(tokenizer.decode([row.ids[0], row.ids[-1]]) == "[CLS] [SEP]" for row in sequences)
+    assert [sum(row.counted) for row in sequences] == [28] * (words // 28) + [words % 28]
+    assert "".join(label for row in sequences for label in row.labels["span"]) == "".join(text.split())
+    analysis = analyze(model, tokenizer, [text], sequence_length=30, max_tokens=40, progress=False)
+    assert analysis.counts.tokens == 40
+    read = model(torch.tensor([sequences[0].ids]), output_responsibilities=True).responsibilities
+    later = model(torch.tensor([sequences[1].beginning(12).ids]), output_responsibilities=True).responsibilities
+    mass = read[2][0][0, :, 1:-1].sum(1) + later[2][0][0, :, 1:].sum(1)
+    assert np.allclose(analysis.counts.mass[2, 0], mass.detach(), rtol=1e-3, atol=1e-4)
+    assert "[CLS]" not in set(analysis.top_tokens()["text"])
+
+
+def test_pieces_make_the_text_and_end_before_white_space():
+    text = "a wörd\r\n" * 30_000 + "b" * 250_000
+    parts = list(pieces(text[start : start + 100_000] for start in range(0, len(text), 100_000)))
+    assert "".join(parts) == text and max(map(len, parts)) < 200_000
+    assert all(part[0].isspace() for part in parts[1:3]) and len(parts) == 5
+    assert list(pieces([])) == [] and list(pieces(["a b"])) == ["a b"]
+
+
+def test_shuffled_categories_keep_their_share_of_the_text():
+    """The control is of a labelling that says as much as the true one."""
+    tokenizer = AutoTokenizer.from_pretrained(CARDS / "gma-wikitext2")
+    model = AutoModel.from_pretrained(CARDS / "gma-wikitext2")
+    text = (DATA / "wikitext.txt").read_text()
+    analysis = analyze(model, tokenizer, [text], progress=False)
+    tables, renamed = analysis.contingencies(), analysis._renamed()
+    assert set(renamed) == {"surface form", "length"}
+    for name, draws in renamed.items():
+        masses = tables[name][0, 0, 0].sum(1)
+        for draw in draws:
+            assert entropy(draw[0, 0, 0].sum(1)) == pytest.approx(entropy(masses), rel=0.1)
+        assert not np.array_equal(draws[0], tables[name])
+    rows = analysis.alignment.set_index("labelling")
+    assert rows.loc["frequency", "renamed_nmi"].isna().all() and rows.loc["length", "renamed_nmi"].notna().all()
 
 
 def test_alignment_of_a_table():
     independent = alignment(np.full((3, 4), 50))
     assert abs(independent["ami"]) < 0.02 and independent["nmi"] == pytest.approx(0, abs=1e-9)
     assert alignment(np.array([[7, 0], [5, 0]])) == dict.fromkeys(independent, 0.0)  # one component: nothing to say
+    table = np.random.default_rng(0).integers(0, 30, (4, 6))
+    labels, components = (np.repeat(index, table.ravel()) for index in np.indices(table.shape).reshape(2, -1))
+    assert alignment(table)["ami"] == pytest.approx(adjusted_mutual_info_score(labels, components), abs=0.01)
+    assert alignment(table)["nmi"] == pytest.approx(normalized_mutual_info_score(labels, components))
     half = alignment(np.array([[100, 100, 0, 0], [0, 0, 100, 100]]))
     assert half["homogeneity"] == pytest.approx(1) and half["completeness"] == pytest.approx(0.5)
     assert half["v_measure"] == pytest.approx(2 / 3)
@@ -129,3 +191,10 @@ def test_wrong_input_is_refused(planted, character_tokenizer):
         analyze(planted, character_tokenizer, "abc")
     with pytest.raises(ValueError, match="`labellers` must give one label per token, but 'kind' gave 0 for 2"):
         analyze(planted, character_tokenizer, ["ab"], labellers={"kind": lambda text, spans: []}, progress=False)
+    with pytest.raises(ValueError, match="`labellers` must not be named surface form, .* but one is 'position'"):
+        analyze(planted, character_tokenizer, ["ab"], labellers={"position": lambda text, spans: []})
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="`model` must be a GMA model, but it is a GPT2LMHeadModel"):
+        analyze(gpt2, character_tokenizer, ["a"])
+    with pytest.raises(ValueError, match="`model` must be in memory as a whole"):
+        analyze(planted.to("meta"), character_tokenizer, ["a"])

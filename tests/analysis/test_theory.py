@@ -8,6 +8,7 @@ from gma_hf.analysis import (
     Mixture,
     affinity_properties,
     gradient_error,
+    mean_gradients,
     observed_sensitivity,
     responsibility_gradients,
     routing_sensitivity,
@@ -47,6 +48,10 @@ def test_responsibilities_and_gradients_are_the_models(attention, side):
         [torch.autograd.grad(gamma[..., k].sum(), x, retain_graph=True)[0] for k in range(gamma.shape[-1])], dim=2
     )
     assert torch.allclose(responsibility_gradients(mixture, x.detach()), expected, atol=1e-10)
+    means = mixture.means.clone().requires_grad_()
+    moved = mixture._replace(means=means).responsibilities(x.detach()).sum(1)
+    of_means = [torch.autograd.grad(moved[:, k].sum(), means, retain_graph=True)[0] for k in range(moved.shape[-1])]
+    assert torch.allclose(mean_gradients(mixture, x.detach()), torch.stack(of_means, dim=1), atol=1e-10)
     assert gradient_error(mixture, x).max() < 1e-10
 
 
