@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -95,12 +96,16 @@ def open_page(browser, folder, **options):
 
 @pytest.fixture
 def routed(made):
-    """Responsibilities of the shown text, as the model gives them."""
+    """Responsibilities of the shown text and affinities of its first sentence, as the model gives them."""
     _, checkpoint = made
-    model, tokenizer = AutoModel.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
-    ids = torch.tensor([tokenizer(text_of(checkpoint).read_text(), verbose=False)["input_ids"][:128]])
+    model, tokenizer = AutoModel.from_pretrained(checkpoint).float(), AutoTokenizer.from_pretrained(checkpoint)
+    text = text_of(checkpoint).read_text()
+    sentence = next(part for part in re.split(r"(?<=[.!?:;])\s+|\n+", text) if part.strip())
+    shown = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+    sentence = tokenizer(sentence, truncation=True, max_length=48, return_tensors="pt")
     with torch.no_grad():
-        return model(ids, output_responsibilities=True).responsibilities
+        outputs = model(shown["input_ids"], output_responsibilities=True)
+        return outputs.responsibilities, model(sentence["input_ids"], output_attentions=True).attentions
 
 
 def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
@@ -108,7 +113,8 @@ def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
     page.select_option("#layer", "1")
     page.select_option("#head", "2")
     page.select_option("#side", "0")
-    gamma = routed[1][0][0, 2]
+    (responsibilities, affinities) = routed
+    gamma = responsibilities[1][0][0, 2]
     page.hover(".token >> nth=17")
     rows = page.locator("#detail .row").all()
     values, components = gamma[17].topk(5)
@@ -136,7 +142,17 @@ def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
     weights = [
         float(cell.get_attribute("data-weight")) for cell in page.locator("#affinity tr >> nth=5").locator("td").all()
     ]
-    assert sum(weights) == pytest.approx(1, abs=0.03)
+    assert weights == pytest.approx(affinities[0][0, 1, 5].tolist(), abs=1e-3)
+
+    page.select_option("#labelling", "length")
+    (row,) = [
+        row
+        for row in tables["alignment"]
+        if {"labelling": "length", "layer": 1, "side": "query", "head": 0}.items() <= row.items()
+    ]
+    assert page.inner_text('#map-alignment button[data-layer="1"][data-head="0"]') == f"{row['ami']:.2f}"
+    page.click("#nearest")
+    assert "of the tokens." in page.inner_text("#component")
 
 
 def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
@@ -148,6 +164,9 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
         page.keyboard.press("ArrowRight")
     assert page.inner_text("#detail").startswith("Token 4:")
     assert "the bound from means and variances is" in page.inner_text("#theory")
+    page.click(".token >> nth=0")  # what is tapped is told where it can be seen
+    box = page.locator("#detail").bounding_box()
+    assert page.inner_text("#detail").startswith("Token 1:") and 0 <= box["y"] and box["y"] + box["height"] <= 801
     page.click("#affinity tr >> nth=3 >> th button")
     assert page.inner_text("#reads").startswith("Token 4, ")
     page.focus(".token >> nth=3")
@@ -163,6 +182,12 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
         (
             [ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare.txt", "-o", "no/such/folder/x.html"],
             "-o must be in a folder",
+        ),
+        ([ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "report.png"], "TEXT must be in UTF-8, but"),
+        ([ROOT / "model_cards" / "gma-shakespeare", "/dev/null"], "TEXT must hold some text, but '/dev/null' does not"),
+        (
+            [ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare.txt", "-o", "/dev/null"],
+            "-o must be a file or folder to write, but '/dev/null' is neither",
         ),
     ],
 )
