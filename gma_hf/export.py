@@ -1,6 +1,6 @@
 """
-A model as one graph of tensors, for `torch.export` and ONNX: an encoder as a whole, a decoder as the step that reads one
-token, with the state in and out. Nothing in the graph needs gma_hf to run.
+A model as one graph of tensors, for `torch.export` and ONNX: an encoder as a whole, a decoder as the step that reads
+one token, with the state in and out. Nothing in the graph needs gma_hf to run.
 """
 
 import os
@@ -140,6 +140,8 @@ def export_onnx(model: PreTrainedModel, path: str | os.PathLike) -> None:
     """
     module = for_export(model.eval())
     with warnings.catch_warnings():
+        # Of torch's own, by torch's own use of it
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
         torch.onnx.export(
             export(model),
             f=path,
