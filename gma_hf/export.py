@@ -14,7 +14,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 # Sizes of the example that is traced; any other works as well, 1 included
 BATCH, LENGTH = 2, 9
-OPSET = 20
 
 
 class Encoder(nn.Module):
@@ -147,7 +146,6 @@ def export_onnx(model: PreTrainedModel, path: str | os.PathLike) -> None:
             f=path,
             input_names=module.input_names,
             output_names=module.output_names,
-            opset_version=OPSET,
             external_data=False,
             dynamo=True,
             verbose=False,
