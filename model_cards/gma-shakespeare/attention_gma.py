@@ -44,19 +44,16 @@ class GaussianMixture(nn.Module):
         """sigma^2, `[heads, K, d_r]`."""
         return nn.functional.softplus(self.raw_variances) + self.variance_floor
 
-    def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, ScoreWeights]:
-        """Queries and keys `[batch, heads, N, d_r]`, RMS-normalised where the config asks for it, and what turns them
-        into scores, see `score_weights`. They pass through here since libraries that wrap a module (PEFT) want its
-        forward to take a tensor."""
+    def forward(self) -> ScoreWeights:
+        """What turns queries and keys into scores, see `score_weights`."""
+        temperature = None if self.log_temperature is None else self.log_temperature.exp()
+        return score_weights(self.means, self.variances, self.prior_logits, temperature)
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries or keys `[batch, heads, N, d_r]`, RMS-normalised where the config asks for it."""
         if self.log_temperature is None:
-            return queries, keys, score_weights(self.means, self.variances, self.prior_logits, None)
-        queries, keys = (
-            nn.functional.rms_norm(x.to(routing_dtype(x)), x.shape[-1:], eps=1e-6) for x in (queries, keys)
-        )
-        temperature = self.log_temperature.exp()
-        return queries, keys, score_weights(self.means, self.variances, self.prior_logits, temperature)
+            return x
+        return nn.functional.rms_norm(x.to(routing_dtype(x)), x.shape[-1:], eps=1e-6)
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor):
@@ -131,6 +128,7 @@ class GaussianMixtureAttention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = config.is_causal
         self.qkv_proj = QKVProjection(config)
+        self.qkv_widths = self.qkv_proj.widths  # not asked of the projection, which an adapter may wrap
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.mixture = GaussianMixture(config)
         self.convolution = None
@@ -184,13 +182,13 @@ class GaussianMixtureAttention(nn.Module):
         tail: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the queries and the keys of `hidden_states` `[batch, N, hidden]`, `[batch, heads, N, K]` each."""
-        queries, keys, _, weights, _ = self._project(hidden_states, attention_mask, segments, tail)
-        return responsibilities(queries, keys, weights, attention_mask)
+        queries, keys, *_ = self._project(hidden_states, attention_mask, segments, tail)
+        return responsibilities(queries, keys, self.mixture(), attention_mask)
 
     def _read(self, hidden_states, mask, segments, state, tail):
         """What the tokens read, `[batch, heads, N, head width]`, and state and tail after them."""
-        *inputs, tail = self._project(hidden_states, mask, segments, tail)
-        inputs.append(self.config.read_epsilon)
+        queries, keys, values, tail = self._project(hidden_states, mask, segments, tail)
+        inputs = (queries, keys, values, self.mixture(), self.config.read_epsilon)
         if self.is_causal:
             log_decay = self._log_decay(hidden_states, mask)
             settings = (self.config.chunk_size, mask, log_decay, segments, state, self.config.mixer_backend)
@@ -201,14 +199,14 @@ class GaussianMixtureAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, state: torch.Tensor | None
     ) -> torch.Tensor:
         """The state of a bidirectional layer after the tokens have written into it; without a convolution only."""
-        queries, keys, values, weights, _ = self._project(hidden_states, attention_mask, None, None)
-        inputs = (queries[:, :, :0], keys, values, weights, self.config.read_epsilon)
+        queries, keys, values, _ = self._project(hidden_states, attention_mask, None, None)
+        inputs = (queries[:, :, :0], keys, values, self.mixture(), self.config.read_epsilon)
         return mix_bidirectional(*inputs, attention_mask, state=state)[1]
 
     def read(self, hidden_states: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """What tokens `[batch, N, hidden]` read from a state that others, or they themselves, have written."""
-        queries, keys, values, weights, _ = self._project(hidden_states, None, None, None)
-        inputs = (queries, keys[:, :, :0], values[:, :, :0], weights, self.config.read_epsilon)
+        queries, keys, values, _ = self._project(hidden_states, None, None, None)
+        inputs = (queries, keys[:, :, :0], values[:, :, :0], self.mixture(), self.config.read_epsilon)
         output, _ = mix_bidirectional(*inputs, state=state)
         return self._join(output, hidden_states)
 
@@ -231,16 +229,14 @@ class GaussianMixtureAttention(nn.Module):
         return None if self.forget_gate is None else self.forget_gate(hidden_states, mask)
 
     def _project(self, hidden_states, mask, segments, tail):
-        """Queries, keys, values, what turns the former into scores, and the tail of the convolution."""
         projected = self.qkv_proj(hidden_states)
         if self.convolution is not None:
             projected, tail = self.convolution(projected, mask, tail, segments)
         heads = self.config.num_attention_heads
         queries, keys, values = (
-            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected.split(self.qkv_proj.widths, dim=-1)
+            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected.split(self.qkv_widths, dim=-1)
         )
-        queries, keys, weights = self.mixture(queries, keys)
-        return queries, keys, values, weights, tail
+        return self.mixture.normalize(queries), self.mixture.normalize(keys), values, tail
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):

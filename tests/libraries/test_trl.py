@@ -9,6 +9,12 @@ from gma_hf import GMAForCausalLM
 
 pytest.importorskip("trl")
 
+# PEFT 0.21.2 and TRL 1.16.0 use names that Transformers 5.23 has changed
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
 PACKED = {"packing": True, "max_length": 64, "per_device_train_batch_size": 2, "dataset_num_proc": None}
 
 
