@@ -39,7 +39,9 @@ def test_lora_and_the_mixture_learn_and_nothing_else(make_config, make_model, id
     assert changed == trained_names(model)
     layers = model.config.num_hidden_layers
     mixture = [key for key in changed if "mixture" in key]
-    assert len(mixture) == layers * len(list(model.base_model.model.model.layers[0].attention.mixture.parameters())) / 2
+    assert (
+        len(mixture) == layers * len(list(model.base_model.model.model.layers[0].attention.mixture.parameters())) / 2
+    )
     assert len(changed) == len(mixture) + 2 * len(LORA["target_modules"]) * layers
 
 

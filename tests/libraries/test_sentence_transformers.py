@@ -25,7 +25,10 @@ def test_a_folder_without_its_files_gets_mean_pooling(encoder, minilm, assert_cl
     """Texts of unequal length in one batch, each as the mean of its own tokens, read alone."""
     assert isinstance(encoder[0].auto_model, GMAModel) and encoder[1].pooling_mode == "mean"
     embeddings = encoder.encode(TEXTS, batch_size=len(TEXTS), convert_to_tensor=True)
-    model, tokenizer = AutoModel.from_pretrained(minilm, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(minilm)
+    model, tokenizer = (
+        AutoModel.from_pretrained(minilm, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(minilm),
+    )
     for text, embedding in zip(TEXTS, embeddings, strict=True):
         with torch.no_grad():
             tokens = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
@@ -40,10 +43,12 @@ def test_near_is_near(encoder):
 
 def test_trains_saves_and_loads(make_config, make_model, minilm, assert_close, tmp_path):
     from datasets import Dataset
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     tokenizer = AutoTokenizer.from_pretrained(minilm)
-    make_model(GMAModel, make_config("bidirectional_conv", vocab_size=len(tokenizer))).save_pretrained(tmp_path / "tiny")
+    make_model(GMAModel, make_config("bidirectional_conv", vocab_size=len(tokenizer))).save_pretrained(
+        tmp_path / "tiny"
+    )
     tokenizer.save_pretrained(tmp_path / "tiny")
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "tiny"), device="cpu")
     words = ["cat", "station", "garden", "river", "letter", "window", "friend", "winter"]
