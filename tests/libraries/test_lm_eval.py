@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a task that local files define: likelihoods and generated text, one by one and in batches."""
+"""lm-evaluation-harness on tasks in local files: likelihoods and generated text, one by one and in batches."""
 
 import json
 import os

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 for module in ("fastapi", "uvicorn", "openai", "rich"):
     pytest.importorskip(module)
 
-PATIENCE = 300  # seconds until the server must answer
+PATIENCE = 600  # seconds until the server must answer
 MESSAGES = [{"role": "user", "content": "What light through yonder window breaks?"}]
 
 
