@@ -57,7 +57,7 @@ def tasks(text, tmp_path_factory):
 def evaluate(model, tasks, batch_size):
     return lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(model), "device": "cpu"},
+        model_args={"pretrained": str(model)},
         tasks=["choose_line", "go_on"],
         task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False),
         batch_size=batch_size,

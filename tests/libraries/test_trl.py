@@ -70,7 +70,7 @@ def test_packed_documents_do_not_see_each_other(make_trainer, assert_close, name
 def test_with_an_adapter(make_trainer):
     """SFTTrainer on what PEFT made, the mixture trained too."""
     peft = pytest.importorskip("peft")
-    trainer = make_trainer("causal", max_steps=4)
+    trainer = make_trainer("causal", max_steps=40)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=4, target_modules=["qkv_proj", "o_proj"], modules_to_save=["mixture"]
     )
@@ -83,4 +83,4 @@ def test_with_an_adapter(make_trainer):
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
+    assert sum(losses[-5:]) < sum(losses[:5])
