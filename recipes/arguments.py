@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,19 +84,25 @@ def parse(kinds: tuple[type, ...], arguments: list[str] | None = None) -> tuple[
         ValueError: for a name that none of them has, and for a file that is no mapping of names to values.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--config" in arguments:
-        path = Path(arguments[arguments.index("--config") + 1])
-        arguments = from_yaml(path) + arguments
+    own = ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config")
+    if path := own.parse_known_args(arguments)[0].config:
+        arguments = from_yaml(Path(path)) + arguments
     return HfArgumentParser(kinds).parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
 
 def from_yaml(path: Path) -> list[str]:
-    """The arguments of a file as on the command line; a mapping (`model_config`) becomes JSON."""
+    """The arguments of a file as on the command line."""
     if not path.is_file():
         raise ValueError(f"`config` must be a YAML file, but {str(path)!r} is none.")
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"`config` must hold arguments by name, but {str(path)!r} does not.")
+    return as_on_command_line(values)
+
+
+def as_on_command_line(values: dict[str, Any]) -> list[str]:
+    """Arguments by name; a mapping (`model_config`) becomes JSON, None is left out."""
     arguments = []
     for name, value in values.items():
         if value is None:

@@ -8,7 +8,7 @@ SST-2 with a GMA encoder from scratch, or with a checkpoint (`--model_name_or_pa
         --model_config recipes/configs/gma-sst2.json --max_length 64 --output_dir runs/gma-sst2 \
         --learning_rate 1e-3 --num_train_epochs 2 --per_device_train_batch_size 32 --report_to none
 
-IMDB as bytes, as Long Range Arena's Text (the checkpoint `model_cards/gma-imdb-bytes`):
+IMDB as bytes, as Long Range Arena's Text (what came of it: recipes/RESULTS.md):
 
     python recipes/classify.py --config recipes/configs/imdb-bytes.yaml
 
@@ -74,7 +74,8 @@ def load_examples(args: ClassificationArguments) -> DatasetDict:
     splits = {split: labelled(texts, args.text_column, args.label_column) for split, texts in load_text(args).items()}
     limits = {"train": args.train_examples, "validation": args.validation_examples, "test": args.test_examples}
     for split, examples in splits.items():
-        splits[split] = examples.take(min(limits.get(split) or len(examples), len(examples)))
+        if limits.get(split) is not None:  # of a file that may be sorted by its labels
+            splits[split] = examples.shuffle(seed=0).take(min(limits[split], len(examples)))
     return DatasetDict({split: examples for split, examples in splits.items() if len(examples)})
 
 
@@ -89,16 +90,12 @@ def labelled(texts: Dataset, text_column: str, label_column: str) -> Dataset:
 
 
 def load_listops(args: ClassificationArguments) -> DatasetDict:
-    """ListOps; each split has a seed of its own."""
+    """ListOps: 2,000 examples of a split for which no other number is given."""
     if len(args.listops) != 2:
         raise ValueError(f"`listops` must be two lengths, but it is {args.listops}.")
-    counts = {"train": args.train_examples, "validation": args.validation_examples, "test": args.test_examples}
-    return DatasetDict(
-        {
-            split: make_listops(2000 if count is None else count, *args.listops, seed)
-            for seed, (split, count) in enumerate(counts.items())
-        }
-    )
+    limits = {"train": args.train_examples, "validation": args.validation_examples, "test": args.test_examples}
+    counts = {split: 2000 if limit is None else limit for split, limit in limits.items()}
+    return make_listops(counts, *args.listops, seed=0)
 
 
 def load_tokenizer(model: ModelArguments, data: ClassificationArguments, texts: Dataset) -> PreTrainedTokenizerBase:

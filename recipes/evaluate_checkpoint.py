@@ -12,7 +12,7 @@ as JSON.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,18 +88,28 @@ def outputs(
             yield model(**batch).logits.float(), labels
 
 
-def language_model(
+def causal_lm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Dataset, args: EvaluationArguments
 ) -> dict[str, float]:
-    """Loss and perplexity per predicted token, and accuracy: how often the likeliest token is the right one."""
+    """Of the next token, within blocks."""
     blocks = blocks_of(texts, args.text_column, tokenizer, args.block_size, "test")
-    is_causal = type(model).__name__.endswith("ForCausalLM")
-    if not is_causal:
-        blocks = masked_once(blocks.remove_columns("labels"), tokenizer, args.mlm_probability, args.seed)
+    batches = outputs(model, blocks, default_data_collator, args)
+    return language_model_metrics((logits[:, :-1], labels[:, 1:]) for logits, labels in batches)
+
+
+def masked_lm(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Dataset, args: EvaluationArguments
+) -> dict[str, float]:
+    """Of the masked tokens."""
+    blocks = blocks_of(texts, args.text_column, tokenizer, args.block_size, "test").remove_columns("labels")
+    blocks = masked_once(blocks, tokenizer, args.mlm_probability, args.seed)
+    return language_model_metrics(outputs(model, blocks, default_data_collator, args))
+
+
+def language_model_metrics(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """Loss and perplexity per predicted token, and accuracy: how often the likeliest token is the right one."""
     loss, accuracy = (evaluate.load(str(METRICS / name)) for name in ("token_loss", "accuracy"))
-    for logits, labels in outputs(model, blocks, default_data_collator, args):
-        if is_causal:
-            logits, labels = logits[:, :-1], labels[:, 1:]
+    for logits, labels in batches:
         asked = labels != -100
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where nothing is asked
         loss.add_batch(predictions=losses.sum(dim=1).tolist(), references=asked.sum(dim=1).tolist())
@@ -119,9 +129,9 @@ def classifier(
 
 
 TASKS = {
-    "ForCausalLM": (AutoModelForCausalLM, language_model),
-    "ForMaskedLM": (AutoModelForMaskedLM, language_model),
-    "ForSequenceClassification": (AutoModelForSequenceClassification, classifier),
+    "causal language model": (AutoModelForCausalLM, causal_lm),
+    "masked language model": (AutoModelForMaskedLM, masked_lm),
+    "classifier of sequences": (AutoModelForSequenceClassification, classifier),
 }
 
 
@@ -129,11 +139,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Prints and returns the metrics."""
     args, _ = parse((EvaluationArguments, RunArguments), arguments)
     architecture = (AutoConfig.from_pretrained(args.checkpoint).architectures or ["none"])[0]
-    tasks = [task for suffix, task in TASKS.items() if architecture.endswith(suffix)]
+    known = {name: [model.__name__ for model in auto._model_mapping.values()] for name, (auto, _) in TASKS.items()}
+    tasks = [TASKS[name] for name, models in known.items() if architecture in models]
     if not tasks:
-        raise ValueError(f"`checkpoint` must be one of {', '.join(TASKS)}, but {args.checkpoint!r} is {architecture}.")
+        raise ValueError(f"`checkpoint` must be a {', a '.join(TASKS)}, but {args.checkpoint!r} is {architecture}.")
     auto_class, task = tasks[0]
-    model = auto_class.from_pretrained(args.checkpoint).eval()
+    model = auto_class.from_pretrained(args.checkpoint).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = task(model, AutoTokenizer.from_pretrained(args.checkpoint), load_texts(args), args)
     text = json.dumps(metrics, indent=1)
     if args.output_file is not None:

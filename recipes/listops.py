@@ -8,8 +8,9 @@ nested MIN, MAX, MED (median, rounded down) and SM (sum modulo 10) over digits, 
 import random
 import statistics
 from collections.abc import Callable, Iterator
+from itertools import accumulate, islice
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
@@ -20,6 +21,7 @@ OPERATORS: dict[str, Callable[[list[int]], int]] = {
 }
 SYMBOLS = [*OPERATORS, "]", *map(str, range(10))]
 MAX_DEPTH, MAX_ARGUMENTS, OPERATOR_PROBABILITY = 10, 10, 0.25
+MAX_IN_VAIN = 100_000  # expressions in a row that are of another length or known
 
 
 def expression(generator: random.Random, depth: int = 1) -> tuple[list[str], int]:
@@ -37,24 +39,29 @@ def expression(generator: random.Random, depth: int = 1) -> tuple[list[str], int
 
 
 def examples(generator: random.Random, shortest: int, longest: int) -> Iterator[dict]:
-    """Expressions of `shortest` to `longest` symbols without end, none twice: `text` and `label`."""
-    seen = set()
-    while True:
+    """Expressions of `shortest` to `longest` symbols, none twice, as long as new ones turn up: `text` and `label`."""
+    seen, in_vain = set(), 0
+    while in_vain < MAX_IN_VAIN:
         symbols, value = expression(generator)
-        text = " ".join(symbols)
+        text, in_vain = " ".join(symbols), in_vain + 1
         if shortest <= len(symbols) <= longest and text not in seen:
             seen.add(text)
+            in_vain = 0
             yield {"text": text, "label": value}
 
 
-def make_listops(count: int, shortest: int, longest: int, seed: int) -> Dataset:
+def make_listops(counts: dict[str, int], shortest: int, longest: int, seed: int) -> DatasetDict:
     """
-    A data set of so many examples, the same for the same seed.
+    Splits of so many examples each, the same for the same seed, and no example in two of them.
 
     Raises:
-        ValueError: for lengths that no expression has.
+        ValueError: for lengths that no expression has, or too few have.
     """
     if not 4 <= shortest <= longest:
         raise ValueError(f"`listops` must be two lengths, 4 <= shortest <= longest, but it is {shortest} {longest}.")
-    of = examples(random.Random(seed), shortest, longest)
-    return Dataset.from_list([next(of) for _ in range(count)])
+    rows = list(islice(examples(random.Random(seed), shortest, longest), sum(counts.values())))
+    if len(rows) < sum(counts.values()):
+        total = f"at least {sum(counts.values())} expressions"
+        raise ValueError(f"`listops` must be lengths of {total}, but {shortest} to {longest} gave {len(rows)}.")
+    ends = list(accumulate(counts.values()))
+    return DatasetDict({split: Dataset.from_list(rows[end - counts[split] : end]) for split, end in zip(counts, ends)})

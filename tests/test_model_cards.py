@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 ROOT = Path(__file__).parents[1]
-LARGEST = {"gma-shakespeare": 10_000_000, "gma-minilm-l6": 46_000_000}  # bytes of weights
+LARGEST = {"gma-shakespeare": 10_000_000, "gma-minilm-l6": 46_000_000, "gma-wikitext2": 8_000_000}  # bytes of weights
 CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir())
 
 
@@ -40,6 +40,19 @@ def test_shakespeare_predicts_its_text_and_generates():
     for row, prompt in zip(together, ["ROMEO:\n", "My lord, "]):
         alone = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=20, do_sample=False)
         assert tokenizer.decode(row, skip_special_tokens=True) == tokenizer.decode(alone[0])
+
+
+def test_wikitext_predicts_its_text_and_generates():
+    card = ROOT / "model_cards" / "gma-wikitext2"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(card), AutoTokenizer.from_pretrained(card)
+    text = (ROOT / "tests" / "data" / "wikitext.txt").read_text(encoding="utf-8")
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(ids[0]) == text and ids.shape[1] > 1000
+    with torch.no_grad():
+        assert model(ids[:, :1024], labels=ids[:, :1024]).loss < 4.9
+    prompt = tokenizer(" The city was founded in", return_tensors="pt")
+    cached, anew = (model.generate(**prompt, max_new_tokens=20, do_sample=False, use_cache=x) for x in (True, False))
+    assert torch.equal(cached, anew)
 
 
 def test_the_demo_prints_its_figures():

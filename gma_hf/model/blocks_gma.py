@@ -100,12 +100,14 @@ class GMAPredictionHead(nn.Module):
 class GMAClassificationHead(nn.Module):
     """
     Scores of a whole sequence: from its last real token, linear (causal, as GPT-2), or from its first real token
-    through a linear map and an activation (bidirectional, as BERT, where it is tanh).
+    through a linear map and an activation (bidirectional, as BERT, where it is tanh); from the mean over the real
+    tokens instead with `classifier_pooling="mean"`.
     """
 
     def __init__(self, config: GMAConfig, num_labels: int):
         super().__init__()
         self.is_causal = config.is_causal
+        self.pooling = config.classifier_pooling
         self.dense = None if config.is_causal else nn.Linear(config.hidden_size, config.hidden_size)
         self.act = ACT2FN[config.classifier_act]
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -115,8 +117,14 @@ class GMAClassificationHead(nn.Module):
         """`[batch, N, hidden]` and the mask of real tokens `[batch, N]` (None: all) to `[batch, labels]`."""
         if mask is None:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        index = (last_real_token if self.is_causal else first_real_token)(mask.to(hidden_states.device))
-        pooled = hidden_states[torch.arange(len(index), device=index.device), index]
+        pooled = self._pool(hidden_states, mask.to(hidden_states.device))
         if self.dense is not None:
             pooled = self.act(self.dense(pooled))
         return self.out_proj(self.dropout(pooled))
+
+    def _pool(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "mean":
+            weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+            return (weights[:, None].to(hidden_states.dtype) @ hidden_states).squeeze(1)
+        index = (last_real_token if self.is_causal else first_real_token)(mask)
+        return hidden_states[torch.arange(len(index), device=index.device), index]

@@ -14,6 +14,7 @@ CHOICES = {
     "position_embedding": ("learned", "none"),
     "hidden_act": tuple(ACT2FN),
     "classifier_act": tuple(ACT2FN),
+    "classifier_pooling": ("cls", "mean"),
     "mixer_backend": ("auto", "torch", "fla"),
 }
 
@@ -52,6 +53,8 @@ class GMAConfig(PreTrainedConfig):
         attention_probs_dropout_prob (`float`): dropout on attention weights in softmax layers. GMA forms no weights.
         classifier_dropout (`float`, *optional*): dropout before a classifier; `hidden_dropout_prob` when `None`.
         classifier_act (`str`): activation before the classifier of whole sequences in a bidirectional model.
+        classifier_pooling (`"cls"` or `"mean"`): what such a classifier sees: one token, the first real one in a
+            bidirectional model and the last one in a causal one, or the mean over the real tokens.
         max_position_embeddings (`int`): number of learned positions (unused when `position_embedding="none"`).
         position_embedding (`"learned"` or `"none"`): absolute learned positions, or no positions at all.
         type_vocab_size (`int`): number of token types; 0 means no token type embedding.
@@ -115,6 +118,7 @@ class GMAConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
     classifier_act: str = "tanh"
+    classifier_pooling: str = "cls"
     max_position_embeddings: int = 1024
     position_embedding: str = "learned"
     type_vocab_size: int = 0

@@ -35,7 +35,8 @@ def hub():
     server.shutdown()
     thread.join()
     server.server_close()
-    assert server.unknown == []
+    # A thread of the client asks for this from time to time, and does without
+    assert [request for request in server.unknown if request != "GET /api/agent-harnesses"] == []
 
 
 class Client:

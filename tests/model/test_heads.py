@@ -260,6 +260,19 @@ def test_classification_reads_real_tokens(
         assert_close(logits, expected, 1e-5)
 
 
+@pytest.mark.parametrize("side", ["left", "right", "middle"])
+@pytest.mark.parametrize("name", ["causal", "bidirectional"])
+@torch.no_grad()
+def test_classification_of_the_mean_token(make_config, make_model, random_rows, pad_rows, assert_close, name, side):
+    """With `classifier_pooling="mean"` the head sees the mean over the real tokens."""
+    model = make_model(GMAForSequenceClassification, make_config(name, num_labels=3, classifier_pooling="mean"))
+    rows = random_rows([1, 7, 8, 20])
+    ids, mask = pad_rows(rows, side)
+    means = torch.cat([model.model(row[None]).last_hidden_state.mean(dim=1) for row in rows])
+    expected = model.classifier(means[:, None], None)  # the mean of one
+    assert_close(model(ids, attention_mask=mask).logits, expected, 1e-4)
+
+
 @pytest.mark.parametrize("name", ["causal_additions", "bidirectional_conv"])
 @torch.no_grad()
 def test_each_choice_is_scored_alone(make_config, make_model, assert_close, name):

@@ -40,7 +40,9 @@ def test_documents_in_a_row_are_as_alone(make_config, make_model, random_rows, a
     parameters = dict(model.named_parameters())
     gradients = [torch.autograd.grad((x * weight).sum(), parameters.values()) for x in (actual, expected)]
     for parameter, *pair in zip(parameters, *gradients):
-        assert_close(*pair, 1e-3, parameter, at_least=1e-2)
+        # A bias on all keys cancels in a softmax: its gradient is zero, and what is there is rounding
+        at_least = 1e-1 if parameter.endswith("k_proj.bias") else 1e-2
+        assert_close(*pair, 1e-3, parameter, at_least=at_least)
 
 
 @pytest.mark.parametrize("name", CAUSAL)

@@ -37,6 +37,7 @@ CODE = {
     "kernels_gma",
     "masking_gma",
     "mixing_gma",
+    "outputs_gma",
     "modeling_gma",
     "routing_gma",
     "identity_gma",

@@ -26,6 +26,8 @@ def test_a_file_is_read_and_the_command_line_wins(recipe, tmp_path):
     assert model.train_tokenizer == 300 and model.model_name_or_path is None
     assert model.choices() == {"hidden_size": 32, "layer_types": ["gma", "full_attention"]}
     assert run.config == str(path)
+    _, _, training = recipe.parse(kinds(recipe), [f"--config={path}"])
+    assert training.max_steps == 7
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 
 RECIPE = "evaluate_checkpoint"
@@ -28,9 +28,18 @@ def test_the_loss_is_the_mean_over_all_tokens(recipe):
     assert metrics["accuracy"] == pytest.approx(right.float().mean().item(), abs=2 / 891)
 
 
+def test_an_architecture_of_transformers(recipe, tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=16, n_layer=1, n_head=1, n_positions=32)).eval()
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(tmp_path)
+    given = ["--checkpoint", tmp_path, "--test_file", TEXT, "--block_size", 32, "--max_examples", 2]
+    metrics = recipe.main([str(argument) for argument in given])
+    assert metrics["tokens"] == 2 * 31 and metrics["loss"] == pytest.approx(math.log(257), abs=0.3)
+
+
 def test_what_is_no_task_is_refused(recipe, tmp_path):
     folder = ROOT / "model_cards" / "gma-minilm-l6"
-    with pytest.raises(ValueError, match="`checkpoint` must be one of ForCausalLM, .* but .* is GMAModel"):
+    with pytest.raises(ValueError, match="`checkpoint` must be a causal language model, .* but .* is GMAModel"):
         recipe.main(["--checkpoint", str(folder), "--test_file", str(TEXT)])
     with pytest.raises(ValueError, match="Exactly one of `dataset_name` and `test_file` must be given, but neither"):
         recipe.main(["--checkpoint", str(SHIPPED)])

@@ -25,14 +25,20 @@ def value(symbols):
 
 
 def test_values_lengths_and_seeds(recipe):
-    examples = recipe.make_listops(200, 10, 60, seed=0)
-    symbols = [text.split() for text in examples["text"]]
+    splits = recipe.make_listops({"train": 200, "test": 100}, 10, 60, seed=0)
+    assert {split: len(of) for split, of in splits.items()} == {"train": 200, "test": 100}
+    texts = [*splits["train"]["text"], *splits["test"]["text"]]
+    symbols = [text.split() for text in texts]
     assert all(10 <= len(x) <= 60 for x in symbols)
     assert {symbol for x in symbols for symbol in x} == set(recipe.SYMBOLS)
-    assert [value(x) for x in symbols] == examples["label"]
-    assert len(set(examples["text"])) == 200
-    assert recipe.make_listops(200, 10, 60, seed=0)["text"] == examples["text"]
-    assert not set(recipe.make_listops(200, 30, 60, seed=1)["text"]) & set(examples["text"])
+    assert [value(x) for x in symbols] == [*splits["train"]["label"], *splits["test"]["label"]]
+    assert recipe.make_listops({"train": 200, "test": 100}, 10, 60, seed=0)["test"]["text"] == splits["test"]["text"]
+    assert recipe.make_listops({"train": 200}, 10, 60, seed=1)["train"]["text"] != splits["train"]["text"]
+
+
+def test_no_example_is_in_two_splits(recipe):
+    splits = recipe.make_listops({"train": 150, "test": 150}, 4, 4, seed=0)  # of 400 that there are
+    assert len({*splits["train"]["text"], *splits["test"]["text"]}) == 300
 
 
 def test_the_example_of_the_paper(recipe):
@@ -42,4 +48,6 @@ def test_the_example_of_the_paper(recipe):
 
 def test_impossible_lengths_are_refused(recipe):
     with pytest.raises(ValueError, match="`listops` must be two lengths, .* but it is 9 5"):
-        recipe.make_listops(1, 9, 5, seed=0)
+        recipe.make_listops({"train": 1}, 9, 5, seed=0)
+    with pytest.raises(ValueError, match="`listops` must be lengths of at least 500 expressions, but 4 to 4 gave 400"):
+        recipe.make_listops({"train": 500}, 4, 4, seed=0)

@@ -1,0 +1,72 @@
+"""What a comparison of mixers gives: the runs in its folder as a table and as learning curves."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+Results = dict[str, list[dict]]  # the runs of each mixer, by seed
+
+
+def finished(folder: Path, steps: int, mixers: Iterable[str]) -> Results:
+    """All runs of so many steps that `folder` holds, of each mixer at its best rate if it was trained at several."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    results = {}
+    for mixer in mixers:
+        of_mixer = [run for run in runs if (run["mixer"], run["steps"]) == (mixer, steps)]
+        of_mixer.sort(key=lambda run: (run["learning_rate"], run["seed"]))
+        rates = [list(group) for _, group in groupby(of_mixer, key=lambda run: run["learning_rate"])]
+        if rates:
+            results[mixer] = min(rates, key=lambda group: statistics.mean(run["loss"] for run in group))
+    return results
+
+
+def table(results: Results) -> str:
+    """In Markdown, best first: perplexity or accuracy as mean and standard deviation over the seeds."""
+    is_classification = "accuracy" in next(iter(results.values()))[0]
+    score = "accuracy, %" if is_classification else "perplexity"
+    lines = [
+        f"| mixer | {score} | seeds | loss | learning rate | parameters | seconds per run | MiB at the peak |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    scores_of = {
+        mixer: [100 * run["accuracy"] if is_classification else math.exp(run["loss"]) for run in runs]
+        for mixer, runs in results.items()
+    }
+    ranked = sorted(scores_of, key=lambda mixer: statistics.mean(scores_of[mixer]), reverse=is_classification)
+    for mixer in ranked:
+        runs, scores = results[mixer], scores_of[mixer]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(runs) > 1 else ""
+        loss, seconds, memory = (
+            statistics.mean(run[name] for run in runs) for name in ("loss", "seconds", "mebibytes")
+        )
+        lines.append(
+            f"| {mixer} | {statistics.mean(scores):.2f}{spread} | {len(runs)} | {loss:.4f} | "
+            f"{runs[0]['learning_rate']:g} | {runs[0]['parameters']:,} | {seconds:.0f} | {memory:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: Results) -> Figure:
+    """Training loss by step, mean over the seeds."""
+    plot = Figure(figsize=(7, 5), layout="constrained")
+    axis = plot.subplots()
+    for mixer, runs in results.items():
+        steps = [step for step, _ in runs[0]["curve"]]
+        means = [statistics.mean(values) for values in zip(*([loss for _, loss in run["curve"]] for run in runs))]
+        axis.plot(steps, means, marker="o", markersize=3, label=mixer)
+    axis.set(xlabel="training steps", ylabel="training loss (nats)")
+    axis.legend(fontsize=8)
+    return plot
+
+
+def write(results: Results, folder: Path) -> None:
+    """table.md, results.json and curves.png."""
+    (folder / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results).savefig(folder / "curves.png", dpi=110)
