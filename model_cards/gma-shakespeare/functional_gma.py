@@ -215,8 +215,8 @@ def short_convolution(
 
 def _real_tokens_first(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The real tokens of each row, then the masked ones, both in their order: which token comes n-th, and where each token
-    comes, both `[B, N]`. Counted instead of sorted, since a stable sort has no counterpart in ONNX.
+    The real tokens of each row, then the masked ones, both in their order: which token comes n-th, and where each
+    token comes, both `[B, N]`. Counted instead of sorted, since a stable sort has no counterpart in ONNX.
     """
     token = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     count = mask.cumsum(dim=1, dtype=torch.long)

@@ -12,6 +12,7 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "o_proj", "up_proj", "down_proj"]}
+HYBRID = [*LORA["target_modules"], "q_proj", "k_proj", "v_proj"]
 MIXTURE = {"modules_to_save": ["mixture"]}
 
 
@@ -22,7 +23,7 @@ def ids(random_rows):
 
 def adapted(make_config, make_model, name="causal", **more):
     model = make_model(GMAForCausalLM, make_config(name))
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **LORA, **more))
+    return peft.get_peft_model(model, peft.LoraConfig(**{"task_type": "CAUSAL_LM", **LORA, **more}))
 
 
 def trained_names(model):
@@ -45,9 +46,17 @@ def test_lora_and_the_mixture_learn_and_nothing_else(make_config, make_model, id
     assert len(changed) == len(mixture) + 2 * len(LORA["target_modules"]) * layers
 
 
-@pytest.mark.parametrize("name", ["causal", "causal_additions"])
-def test_merged_weights_give_the_same_logits(make_config, make_model, ids, train, assert_close, name):
-    model = adapted(make_config, make_model, name, **MIXTURE)
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("causal", LORA["target_modules"]),
+        ("causal_additions", LORA["target_modules"]),
+        ("causal_hybrid", HYBRID),
+    ],
+)
+def test_merged_weights_give_the_same_logits(make_config, make_model, ids, train, assert_close, name, targets):
+    model = adapted(make_config, make_model, name, target_modules=targets, **MIXTURE)
+    assert {key.split(".")[-4] for key in trained_names(model) if "lora_A" in key} == set(targets)
     with model.disable_adapter(), torch.no_grad():
         start = model(ids).logits
     train(model, lambda: model(ids, labels=ids).loss)
