@@ -27,7 +27,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 from arguments import ModelArguments, RunArguments, checkpoint_to_resume, parse
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from listops import SYMBOLS, make_listops
 from texts import DataArguments, load_text
 from tokenizing import load_encoder_tokenizer, word_tokenizer
@@ -54,7 +54,7 @@ class ClassificationArguments(DataArguments):
     """Which texts are classified."""
 
     test_file: list[str] | None = field(default=None, metadata={"help": "Files for the evaluation at the end."})
-    label_column: str = field(default="label", metadata={"help": "Column that holds the class, an integer."})
+    label_column: str = field(default="label", metadata={"help": "Column that holds the class, a number or a name."})
     max_length: int = field(default=512, metadata={"help": "Tokens of a text that are read."})
     train_examples: int | None = field(default=None, metadata={"help": "Training examples, at most."})
     validation_examples: int | None = field(default=None, metadata={"help": "Validation examples, at most."})
@@ -76,17 +76,27 @@ def load_examples(args: ClassificationArguments) -> DatasetDict:
     for split, examples in splits.items():
         if limits.get(split) is not None:  # of a file that may be sorted by its labels
             splits[split] = examples.shuffle(seed=0).take(min(limits[split], len(examples)))
-    return DatasetDict({split: examples for split, examples in splits.items() if len(examples)})
+    splits = DatasetDict({split: examples for split, examples in splits.items() if len(examples)})
+    names = class_names(splits["train"])
+    return splits if names is None else splits.cast_column("label", ClassLabel(names=names))
+
+
+def class_names(examples: Dataset) -> list[str] | None:
+    """Of the classes, in order, where `label` has names."""
+    kind = examples.features["label"]
+    if isinstance(kind, ClassLabel):
+        return kind.names
+    return sorted(examples.unique("label")) if kind.dtype in ("string", "large_string") else None
 
 
 def labelled(texts: Dataset, text_column: str, label_column: str) -> Dataset:
-    """The columns `text` and `label`, without the rows that have no label (-1)."""
+    """The columns `text` and `label`, without the rows that have no label (none, or -1)."""
     for name, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in texts.column_names:
             raise ValueError(f"`{name}` must be one of {texts.column_names}, but it is {column!r}.")
     columns = texts.select_columns([text_column, label_column])
     columns = columns.rename_columns({text_column: "text", label_column: "label"})
-    return columns.filter(lambda label: label >= 0, input_columns="label", desc="Labelled")
+    return columns.filter(lambda label: label not in (None, -1), input_columns="label", desc="Labelled")
 
 
 def load_listops(args: ClassificationArguments) -> DatasetDict:
@@ -112,13 +122,17 @@ def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     return examples.map(encode, batched=True, remove_columns="text", desc="Tokenize")
 
 
-def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, num_labels: int) -> PreTrainedModel:
+def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> PreTrainedModel:
     """The checkpoint that is named, with a new head if it has none, or an encoder from scratch."""
+    names = class_names(examples)
+    classes = {"num_labels": max(examples["label"]) + 1}
+    if names is not None:
+        classes = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if args.model_name_or_path is not None:
-        return AutoModelForSequenceClassification.from_pretrained(args.model_name_or_path, num_labels=num_labels)
+        return AutoModelForSequenceClassification.from_pretrained(args.model_name_or_path, **classes)
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     choices = {"is_causal": False, "norm_position": "pre"} if args.model_type == "gma" else {}
-    choices |= {"vocab_size": len(tokenizer), "num_labels": num_labels, **tokens, **args.choices()}
+    choices |= {"vocab_size": len(tokenizer), **classes, **tokens, **args.choices()}
     return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(args.model_type, **choices))
 
 
@@ -137,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     examples = load_examples(data_args)
     tokenizer = load_tokenizer(model_args, data_args, examples["train"])
-    model = load_model(model_args, tokenizer, num_labels=max(examples["train"]["label"]) + 1)
+    model = load_model(model_args, tokenizer, examples["train"])
     tokens = {split: tokenize(of, tokenizer, data_args.max_length) for split, of in examples.items()}
 
     trainer = Trainer(

@@ -19,8 +19,8 @@ from pathlib import Path
 import evaluate
 import torch
 from arguments import RunArguments, parse
-from classify import labelled, tokenize
-from datasets import Dataset, load_dataset
+from classify import class_names, labelled, tokenize
+from datasets import ClassLabel, Dataset, load_dataset
 from texts import blocks_of, load_files
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -121,7 +121,10 @@ def classifier(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Dataset, args: EvaluationArguments
 ) -> dict[str, float]:
     """Accuracy."""
-    examples = tokenize(labelled(texts, args.text_column, args.label_column), tokenizer, args.max_length)
+    examples = labelled(texts, args.text_column, args.label_column)
+    if class_names(examples) is not None:
+        examples = examples.cast_column("label", ClassLabel(names=list(model.config.id2label.values())))
+    examples = tokenize(examples, tokenizer, args.max_length)
     accuracy = evaluate.load(str(METRICS / "accuracy"))
     for logits, labels in outputs(model, examples, DataCollatorWithPadding(tokenizer), args):
         accuracy.add_batch(predictions=logits.argmax(dim=-1).tolist(), references=labels.tolist())

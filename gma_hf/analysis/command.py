@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -51,11 +52,11 @@ def report(
     if csv_folder is not None:
         csv_folder.mkdir(exist_ok=True)
         for key, table in tables.items():
-            table.to_csv(csv_folder / f"{key}.csv", index=False)
+            _whole(csv_folder / f"{key}.csv", partial(table.to_csv, index=False))
     if png_folder is not None:
         png_folder.mkdir(exist_ok=True)
         for key, figure in plots(analysis).items():
-            figure.savefig(png_folder / f"{key}.png", dpi=150)
+            _whole(png_folder / f"{key}.png", partial(figure.savefig, dpi=150))
     return analysis
 
 

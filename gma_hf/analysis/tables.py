@@ -1,11 +1,14 @@
 """What the counts say, as tables: one row per layer, side and head, or per component."""
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import entropy, random_table
+from scipy.special import entr
+from scipy.stats import random_table
+from sklearn import config_context
 from sklearn.metrics import mutual_info_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -71,8 +74,7 @@ class Analysis:
         """
         counts = self.counts
         shares = counts.mass / counts.mass.sum(-1, keepdims=True)
-        table = self._frame(entropy(shares, axis=-1)[..., None], "effective_components").drop(columns="component")
-        table["effective_components"] = np.exp(table["effective_components"])
+        table = self._frame(np.exp(_entropy(counts.mass))[..., None], "effective_components").drop(columns="component")
         dead = self.components.groupby(["layer", "side", "head"], sort=False)["dead"].sum()
         table["dead_components"] = dead.to_numpy()
         table["token_entropy"] = counts.entropy.ravel() / counts.tokens
@@ -99,15 +101,18 @@ class Analysis:
         is what `nmi` is when the categories are shuffled among the entries of the vocabulary, with `renamed_std`: what
         is above it says that components follow the category and not just the token. Empty for other labels.
         """
-        rows, renamed = [], self._renamed()
+        with config_context(skip_parameter_validation=True):  # takes longer than a small table
+            return pd.DataFrame(self._alignment_rows())
+
+    def _alignment_rows(self) -> Iterator[dict]:
+        renamed = self._renamed()
         for labelling, table in self.contingencies().items():
             for layer, side, head in np.ndindex(table.shape[:3]):
                 place = {"layer": self.counts.layer_indices[layer], "side": SIDES[side], "head": head}
                 row = {"labelling": labelling, **place, **alignment(table[layer, side, head])}
                 draws = [normalised_information(draw[layer, side, head]) for draw in renamed.get(labelling, [])]
                 mean, std = (np.mean(draws), np.std(draws)) if draws else (np.nan, np.nan)
-                rows.append({**row, "renamed_nmi": mean, "renamed_std": std})
-        return pd.DataFrame(rows)
+                yield {**row, "renamed_nmi": mean, "renamed_std": std}
 
     def _renamed(self) -> dict[str, list[np.ndarray]]:
         """Contingency tables of the labellings by token, their categories shuffled among the tokens that occur."""
@@ -204,7 +209,7 @@ def alignment(contingency: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Agreement of two labellings of the same tokens by their contingency table `[categories, K]`, see `Analysis`."""
     contingency = contingency[contingency.sum(1) > 0][:, contingency.sum(0) > 0]
     margins = contingency.sum(1), contingency.sum(0)
-    entropies = [entropy(margin) for margin in margins]
+    entropies = [_entropy(margin) for margin in margins]
     information = mutual_info_score(None, None, contingency=contingency)
     shuffled = [0.0]
     if min(contingency.shape) > 1:
@@ -224,7 +229,12 @@ def alignment(contingency: np.ndarray, seed: int = 0) -> dict[str, float]:
 def normalised_information(contingency: np.ndarray) -> float:
     """Mutual information over the mean of the two entropies."""
     information = mutual_info_score(None, None, contingency=contingency[contingency.sum(1) > 0])
-    return _ratio(information, np.mean([entropy(contingency.sum(1)), entropy(contingency.sum(0))]))
+    return _ratio(information, np.mean([_entropy(contingency.sum(1)), _entropy(contingency.sum(0))]))
+
+
+def _entropy(counts: np.ndarray) -> np.ndarray:
+    """Of the shares along the last axis, in nats."""
+    return entr(counts / counts.sum(-1, keepdims=True)).sum(-1)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -21,8 +21,12 @@ CHECKPOINTS = sorted(path.name for path in (ROOT / "model_cards").iterdir())
 CHROMIUM = shutil.which("chromium")
 
 
+# Text of the kind that each was trained on, held out
+TEXTS = {"gma-shakespeare": "shakespeare_end.txt", "gma-wikitext2": "wikitext.txt", "gma-minilm-l6": "enwik8.txt"}
+
+
 def text_of(checkpoint):
-    return DATA / ("shakespeare.txt" if checkpoint.name == "gma-shakespeare" else "wikitext.txt")
+    return DATA / TEXTS[checkpoint.name]
 
 
 def run(*arguments):

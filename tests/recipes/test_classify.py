@@ -62,6 +62,23 @@ def test_learns_resumes_and_is_evaluated_alike(recipe, files, tmp_path):
     assert recipe.main(tuned)["eval_accuracy"] > 0.95
 
 
+def test_classes_with_names(recipe, files, tmp_path):
+    """Names in the label column are those that the pipeline gives, whatever the order of the rows."""
+    for split in ("train", "valid", "test"):
+        rows = [line.split("\t") for line in (files / f"{split}.tsv").read_text().splitlines()]
+        named = [[*row[:2], {"0": "text", "1": "name"}.get(row[2], row[2])] for row in rows]
+        (tmp_path / f"{split}.tsv").write_text("\n".join("\t".join(row) for row in named) + "\n")
+    metrics = recipe.main(arguments(tmp_path, tmp_path / "run", *SCRATCH, "--max_steps", 60))
+    assert metrics["eval_accuracy"] > 0.9
+    classify = pipeline("text-classification", str(tmp_path / "run"), device="cpu")
+    assert classify("MENENIUS:")[0]["label"] == "name"
+
+    given = ["--checkpoint", tmp_path / "run", "--test_file", tmp_path / "test.tsv", "--max_length", 48]
+    given += ["--text_column", "sentence", "--label_column", "speaker"]
+    evaluated = importlib.import_module("evaluate_checkpoint").main([str(argument) for argument in given])
+    assert evaluated["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+
+
 def test_bytes_and_early_stopping(recipe, files, tmp_path):
     """A rate of zero cannot get better, so that it stops after the second evaluation; 260 entries are the bytes."""
     stopping = ["--early_stopping_patience", 1, "--load_best_model_at_end", True, "--eval_strategy", "steps"]
