@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-kernels compare lint cards clean
+.PHONY: demo test test-kernels test-libraries compare lint cards clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,6 +27,14 @@ $(VENV)/installed-fla: $(VENV)/installed
 
 test-kernels: $(VENV)/installed-fla
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# With PEFT, TRL and the other libraries of the README's table.
+$(VENV)/installed-libraries: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[libraries]"
+	touch $@
+
+test-libraries: $(VENV)/installed-libraries
+	$(BIN)/python -m pytest tests/libraries
 
 # Every mixer of recipes/baselines.py, very small.
 compare: $(VENV)/installed

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import transformers
 import typer
 from transformers import (
     AutoModel,
@@ -26,6 +27,7 @@ from .card import write_card
 from .conversion import convert_checkpoint
 from .conversion.source import open_tokenizer
 from .errors import first_line, first_sentence
+from .model.modeling_gma import GMAForCausalLM
 from .session import TextSession, keeps_a_cache
 from .state import GMAState
 
@@ -99,6 +101,16 @@ def generate(
             session.generate(text, max_new_tokens, streamer, **choices)
             if save_state is not None:
                 GMAState.from_cache(session.settle()).save(save_state)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Answer over HTTP: `transformers serve`, with all its arguments, which finds GMA models then."""
+    from transformers.cli.transformers import app as commands
+
+    # It looks for the class of a checkpoint nowhere but there
+    transformers.GMAForCausalLM = GMAForCausalLM
+    commands(["serve", *context.args], prog_name="gma-hf")
 
 
 @app.command()

@@ -78,7 +78,7 @@ class FeatureAttention(GaussianMixtureAttention):
             projected, _ = self.convolution(projected, attention_mask, None)
         queries, keys, values = (
             x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
-            for x in projected.split(self.qkv_proj.widths, dim=-1)
+            for x in projected.split(self.qkv_widths, dim=-1)
         )
         queries, keys = self.features(queries, True), self.features(keys, False)
         if attention_mask is not None:

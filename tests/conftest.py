@@ -1,6 +1,8 @@
 """What the tests of the model family share: tiny configurations, models without a zero in them, and a comparison."""
 
+import logging
 import os
+import re
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +45,22 @@ CONFIGS = {
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+class _DeprecationsAreErrors(logging.Handler):
+    """Transformers says what is deprecated by its logger as well, which the warning filters of pytest do not see."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if re.search("deprecated|will be removed in", record.getMessage()):
+            raise DeprecationWarning(record.getMessage())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _deprecations_are_errors():
+    logger, handler = logging.getLogger("transformers"), _DeprecationsAreErrors()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def short_convolution(
     inputs, places = x, segments
     if mask is not None:
         mask = mask.bool()
-        order = mask.logical_not().long().argsort(dim=1, stable=True)  # real tokens first, in their order
+        order, rank = _real_tokens_first(mask)
         inputs = (x * mask[..., None]).gather(1, order[..., None].expand(-1, -1, channels))
         places = None if segments is None else segments.gather(1, order)
     reach = (width - 1, 0) if causal else (width // 2, width // 2)
@@ -209,8 +209,19 @@ def short_convolution(
         )
     tail = _tail(padded, mask, places, width) if causal else None
     if mask is not None:
-        mixed = mixed.gather(1, order.argsort(dim=1)[..., None].expand(-1, -1, channels))
+        mixed = mixed.gather(1, rank[..., None].expand(-1, -1, channels))
     return x + mixed, tail
+
+
+def _real_tokens_first(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The real tokens of each row, then the masked ones, both in their order: which token comes n-th, and where each
+    token comes, both `[B, N]`. Counted instead of sorted, since a stable sort has no counterpart in ONNX.
+    """
+    token = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    count = mask.cumsum(dim=1, dtype=torch.long)
+    rank = torch.where(mask, count - 1, count[:, -1:] + token - count)
+    return torch.empty_like(rank).scatter(1, rank, token), rank
 
 
 def _same_segment(places: torch.Tensor, tap: int, current: int, length: int) -> torch.Tensor:

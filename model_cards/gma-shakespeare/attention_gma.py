@@ -128,6 +128,7 @@ class GaussianMixtureAttention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = config.is_causal
         self.qkv_proj = QKVProjection(config)
+        self.qkv_widths = self.qkv_proj.widths  # not asked of the projection, which an adapter may wrap
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.mixture = GaussianMixture(config)
         self.convolution = None
@@ -248,7 +249,7 @@ class GaussianMixtureAttention(nn.Module):
             projected, tail = self.convolution(projected, mask, tail, segments)
         heads = self.config.num_attention_heads
         queries, keys, values = (
-            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected.split(self.qkv_proj.widths, dim=-1)
+            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in projected.split(self.qkv_widths, dim=-1)
         )
         return self.mixture.normalize(queries), self.mixture.normalize(keys), values, tail
 

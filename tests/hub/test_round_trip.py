@@ -15,7 +15,8 @@ SHIPPED = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
 HEADS = {"causal_hybrid_additions": "CausalLM", "bidirectional_conv": "MaskedLM"}
 CODE = {path.name for path in Path(gma_hf.__file__).parent.glob("model/*_gma.py")}
 CARD = "---\nlibrary_name: transformers\ntags:\n- gma\n---\n\n# A model for a test\n"
-PUSHED = CODE | {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+PUSHED = CODE | TOKENIZER | {"README.md", "config.json", "model.safetensors"}
 
 PUSH = """
     import gma_hf

@@ -1,0 +1,152 @@
+"""
+A model as one graph of tensors, for `torch.export` and ONNX: an encoder as a whole, a decoder as the step that reads
+one token, with the state in and out. Nothing in the graph needs gma_hf to run.
+"""
+
+import os
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from transformers import DynamicCache, PreTrainedModel
+
+
+# Sizes of the example that is traced; any other works as well, 1 included
+BATCH, LENGTH = 2, 9
+
+
+class Encoder(nn.Module):
+    """
+    A bidirectional model, of any head, from tensors to tensors.
+
+    Args:
+        model: the model; its token types are an input only if it has any.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        names = ["input_ids", "attention_mask"]
+        self.input_names = [*names, "token_type_ids"] if model.config.type_vocab_size else names
+        with torch.no_grad():
+            self.output_names = list(model(**self.example()["inputs"]).keys())
+
+    def example(self) -> dict[str, dict[str, Tensor]]:
+        """Arguments of `forward` to trace it with."""
+        return {"inputs": {name: torch.ones(BATCH, LENGTH, dtype=torch.long) for name in self.input_names}}
+
+    def dynamic_shapes(self) -> dict[str, dict[str, dict[int, Dim]]]:
+        """Batch and length are left open."""
+        return {"inputs": {name: {0: Dim("batch"), 1: Dim("length")} for name in self.input_names}}
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """`input_ids`, `attention_mask`, `token_type_ids` `[batch, N]` to what the model gives (`output_names`)."""
+        return self.model(**inputs).to_tuple()
+
+
+class DecoderStep(nn.Module):
+    """
+    The reading of one token by a causal language model of GMA layers.
+
+    The state is a dict of tensors, named as in `GMAState.tensors`: `layers.i.state` `[batch, heads, K, d_v + 1]` and,
+    with a convolution, `layers.i.conv_tail` `[batch, W - 1, channels]`; with learned positions also `position`
+    `[batch, 1]`, how many tokens were read. Zeros throughout are the state before the first token.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.input_names = ["input_ids", *self.initial_state()]
+        self.output_names = ["logits", *(f"next.{name}" for name in self.initial_state())]
+
+    def initial_state(self, batch: int = 1) -> dict[str, Tensor]:
+        """The state of `batch` rows before the first token."""
+        config, state = self.model.config, {}
+        heads, width = config.num_attention_heads, config.head_dim + 1
+        for index, layer in enumerate(self.model.model.layers):
+            state[f"layers.{index}.state"] = torch.zeros(batch, heads, config.num_components, width)
+            if config.conv_kernel_size > 0:
+                weight = layer.attention.qkv_proj.weight
+                shape = (batch, config.conv_kernel_size - 1, len(weight))
+                state[f"layers.{index}.conv_tail"] = torch.zeros(shape, dtype=weight.dtype)
+        if config.position_embedding == "learned":
+            state["position"] = torch.zeros(batch, 1, dtype=torch.long)
+        return state
+
+    def example(self) -> dict[str, Tensor | dict[str, Tensor]]:
+        """Arguments of `forward` to trace it with."""
+        return {"input_ids": torch.ones(BATCH, 1, dtype=torch.long), "state": self.initial_state(BATCH)}
+
+    def dynamic_shapes(self) -> dict[str, dict]:
+        """The batch is left open."""
+        batch = {0: Dim("batch")}
+        return {"input_ids": batch, "state": dict.fromkeys(self.initial_state(), batch)}
+
+    def forward(self, input_ids: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One token per row, `[batch, 1]`, and the state before it, to logits `[batch, vocabulary]` and the state."""
+        cache, position = DynamicCache(config=self.model.config), state.get("position")
+        for index, layer in enumerate(cache.layers):
+            layer.update(state[f"layers.{index}.state"], state.get(f"layers.{index}.conv_tail"))
+        logits = self.model(input_ids, position_ids=position, past_key_values=cache, use_cache=True).logits
+        after = {} if position is None else {"position": position + 1}
+        for index, layer in enumerate(cache.layers):
+            after |= {f"layers.{index}.state": layer.state, f"layers.{index}.conv_tail": layer.conv_tail}
+        return logits[:, -1], {name: after[name] for name in state}
+
+
+def for_export(model: PreTrainedModel) -> Encoder | DecoderStep:
+    """
+    The module that is exported for `model`.
+
+    Raises:
+        ValueError: for a causal model without a language-model head, or with softmax layers, whose keys and values
+            grow with each token.
+    """
+    if not model.config.is_causal:
+        return Encoder(model)
+    if not hasattr(model, "lm_head"):
+        raise ValueError(
+            f"`model` must be bidirectional or a GMAForCausalLM to be exported, but it is a causal "
+            f"{type(model).__name__}."
+        )
+    if others := set(model.config.layer_types) - {"gma"}:
+        raise ValueError(
+            f"`model` must have GMA layers only to be exported as a decoder, but `layer_types` holds {min(others)!r}."
+        )
+    return DecoderStep(model)
+
+
+def export(model: PreTrainedModel) -> ExportedProgram:
+    """
+    `model` (on the CPU, in inference) by `torch.export`: see `Encoder` (bidirectional, batch and length open) and
+    `DecoderStep` (causal, batch open) for what goes in and out.
+
+    Raises:
+        ValueError: for a model that cannot be exported, see `for_export`.
+    """
+    module = for_export(model.eval())
+    return torch.export.export(module, (), kwargs=module.example(), dynamic_shapes=module.dynamic_shapes())
+
+
+def export_onnx(model: PreTrainedModel, path: str | os.PathLike) -> None:
+    """
+    `model` as an ONNX file, with the inputs and outputs of `export` by name (what comes out of a state has `next.`
+    before its name). Needs `pip install gma-hf[onnx]`.
+
+    Raises:
+        ValueError: for a model that cannot be exported, see `for_export`.
+    """
+    module = for_export(model.eval())
+    with warnings.catch_warnings():
+        # Of torch's own, by torch's own use of it
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
+        torch.onnx.export(
+            export(model),
+            f=path,
+            input_names=module.input_names,
+            output_names=module.output_names,
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )

@@ -1,0 +1,37 @@
+"""
+Generates greedily in onnxruntime, without torch and Transformers, from a checkpoint that was exported before by
+
+    python -c "import gma_hf, gma_hf.export as e; e.export_onnx(
+        gma_hf.GMAForCausalLM.from_pretrained('model_cards/gma-shakespeare'), 'gma-shakespeare.onnx')"
+    python recipes/onnx_generate.py gma-shakespeare.onnx model_cards/gma-shakespeare/tokenizer.json $'ROMEO:\n' 200
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+
+def generate(session: onnxruntime.InferenceSession, prompt: list[int], count: int) -> Iterator[int]:
+    """Reads the prompt token by token, then yields the `count` most probable next ones."""
+    types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    _, *inputs = session.get_inputs()  # after `input_ids`: the state, which begins with zeros; the batch is open
+    state = {x.name: np.zeros([1, *x.shape[1:]], types[x.type]) for x in inputs}
+    waiting = list(prompt)
+    for _ in range(len(prompt) + count - 1):
+        token = waiting.pop(0)
+        logits, *after = session.run(None, {"input_ids": np.array([[token]]), **state})
+        state = dict(zip(state, after))
+        if not waiting:
+            waiting.append(int(logits[0].argmax()))
+            yield waiting[0]
+
+
+if __name__ == "__main__":
+    model, tokenizer, text, number = sys.argv[1:]
+    tokenizer = Tokenizer.from_file(tokenizer)
+    tokens = tokenizer.encode(text).ids
+    tokens += generate(onnxruntime.InferenceSession(model), tokens, int(number))
+    print(tokenizer.decode(tokens))
