@@ -166,7 +166,7 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
     assert "the bound from means and variances is" in page.inner_text("#theory")
     page.click(".token >> nth=0")  # what is tapped is told where it can be seen
     box = page.locator("#detail").bounding_box()
-    assert page.inner_text("#detail").startswith("Token 1:") and 0 <= box["y"] and box["y"] + box["height"] <= 801
+    assert page.inner_text("#detail").startswith("Token 1:") and 0 <= box["y"] <= 801 - box["height"]
     page.click("#affinity tr >> nth=3 >> th button")
     assert page.inner_text("#reads").startswith("Token 4, ")
     page.focus(".token >> nth=3")
@@ -184,7 +184,7 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
             "-o must be in a folder",
         ),
         ([ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "report.png"], "TEXT must be in UTF-8, but"),
-        ([ROOT / "model_cards" / "gma-shakespeare", "/dev/null"], "TEXT must hold some text, but '/dev/null' does not"),
+        ([ROOT / "model_cards" / "gma-shakespeare", "/dev/null"], "TEXT must hold some text, but '/dev/null' does"),
         (
             [ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare.txt", "-o", "/dev/null"],
             "-o must be a file or folder to write, but '/dev/null' is neither",
