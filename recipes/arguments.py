@@ -21,7 +21,10 @@ class ModelArguments:
         default="gma", metadata={"help": "Architecture to train from scratch, as AutoConfig names it."}
     )
     model_config: str | None = field(
-        default=None, metadata={"help": "Config arguments of a model from scratch: a JSON file or a JSON text."}
+        default=None,
+        metadata={
+            "help": "Config arguments, for a model from scratch or on top of a checkpoint: a JSON file or text."
+        },
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer; the checkpoint's own by default."})
     train_tokenizer: int | None = field(

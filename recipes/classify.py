@@ -129,7 +129,9 @@ def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, example
     if names is not None:
         classes = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if args.model_name_or_path is not None:
-        return AutoModelForSequenceClassification.from_pretrained(args.model_name_or_path, **classes)
+        return AutoModelForSequenceClassification.from_pretrained(
+            args.model_name_or_path, **(classes | args.choices())
+        )
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     choices = {"is_causal": False, "norm_position": "pre"} if args.model_type == "gma" else {}
     choices |= {"vocab_size": len(tokenizer), **classes, **tokens, **args.choices()}

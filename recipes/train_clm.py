@@ -44,7 +44,7 @@ import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
 def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase):  # noqa: ANN201
     """The checkpoint that is named, or a model from scratch with the vocabulary of the tokenizer."""
     if args.model_name_or_path is not None:
-        return AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
+        return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **args.choices())
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = AutoConfig.for_model(args.model_type, **{"vocab_size": len(tokenizer), **tokens, **args.choices()})
     return AutoModelForCausalLM.from_config(config)

@@ -51,7 +51,7 @@ class MaskingArguments:
 def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The checkpoint that is named, or an encoder from scratch with the vocabulary of the tokenizer."""
     if args.model_name_or_path is not None:
-        return AutoModelForMaskedLM.from_pretrained(args.model_name_or_path)
+        return AutoModelForMaskedLM.from_pretrained(args.model_name_or_path, **args.choices())
     choices = {"is_causal": False, "norm_position": "pre"} if args.model_type == "gma" else {}
     choices |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **args.choices()}
     return AutoModelForMaskedLM.from_config(AutoConfig.for_model(args.model_type, **choices))

@@ -59,7 +59,9 @@ def test_learns_resumes_and_is_evaluated_alike(recipe, files, tmp_path):
     ]
 
     tuned = arguments(files, tmp_path / "tuned", "--model_name_or_path", folder, "--max_steps", 10)
-    assert recipe.main(tuned)["eval_accuracy"] > 0.95
+    tuned += ["--model_config", '{"classifier_pooling": "mean"}']
+    assert recipe.main(tuned)["eval_accuracy"] > 0.9
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["classifier_pooling"] == "mean"
 
 
 def test_classes_with_names(recipe, files, tmp_path):
