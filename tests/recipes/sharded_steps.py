@@ -54,6 +54,7 @@ def main(folder: Path) -> None:
     dcp.save(get_model_state_dict(model), checkpoint_id=folder / "sharded")
     if dist.get_rank() == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
+    dist.barrier()  # neither leaves while the other still talks
     dist.destroy_process_group()
 
 
