@@ -32,7 +32,6 @@ def main(folder: Path) -> None:
     logits, tokens = outputs(model)
     if dist.get_rank() == 0:
         torch.save({"logits": logits, "tokens": tokens}, folder / "outputs.pt")
-    dist.barrier()  # neither leaves while the other still talks
     dist.destroy_process_group()
 
 
