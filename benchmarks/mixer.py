@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from contenders import contenders
-from harness import machine, peak_bytes, save, time_side_by_side
+from harness import keep_freed_memory, machine, peak_bytes, save, time_side_by_side
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import HfArgumentParser
@@ -109,6 +109,7 @@ def quotient(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
 def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    keep_freed_memory()
     torch.manual_seed(args.seed)
     longest = {SOFTMAX: args.longest_softmax, "GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
     mixers = contenders(args.heads, args.width, args.components)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from contenders import CumsumGMA, Linear, Mamba
-from harness import machine, save, time_side_by_side
+from harness import keep_freed_memory, machine, save, time_side_by_side
 from torch import nn
 from transformers import HfArgumentParser
 
@@ -108,6 +108,7 @@ def prefill(network: GMAForCausalLM, tokens: torch.Tensor) -> Callable[[], objec
 def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    keep_freed_memory()
     torch.manual_seed(args.seed)
     names = ["GMA", "GMA + conv + gate", "softmax (SDPA)", "linear (elu + 1)", "GMA by cumsum", "Mamba"]
     longest = {"GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}

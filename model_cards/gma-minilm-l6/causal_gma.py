@@ -9,6 +9,8 @@ one node, whatever the length. A second derivative is refused by PyTorch: the ba
 Inside, heads come before the batch.
 """
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -75,14 +77,12 @@ class _Chunks(NamedTuple):
     """What forward and backward of a block of chunks share; `[chunks, ...]` where not said otherwise."""
 
     features: Tensor  # [2 H, B L, 2 d_r]
-    gamma: Tensor  # [2 H, B L, K]
-    query_gamma: Tensor  # [chunks, C, K]
-    key_gamma: Tensor
+    gamma: Tensor  # of queries and of keys, [2, chunks, C, K]
     values: Tensor  # [chunks, C, d_v + 1]
     affinity: Tensor  # [chunks, C, C], with the causal mask and decays
     decay: _Decay | None
-    before: Tensor  # the state before each chunk, [chunks, K, d_v + 1]
-    after: Tensor  # the state after the last chunk, [H * B, K, d_v + 1]
+    before: Tensor  # the state before each chunk, [H * B, chunks of a row, K, d_v + 1]
+    after: Tensor | None = None  # the state after the last chunk, [H * B, K, d_v + 1], unless the block was kept
 
 
 class _CausalScan:
@@ -98,32 +98,51 @@ class _CausalScan:
         """
         Args:
             state: the state before the block, `[H * B, K, d_v + 1]`.
-            kept: responsibilities of the last blocks, `[rows, 2 K]`, to read (`is_filled`) or to write.
+            kept: what is kept of the last blocks, `[blocks, numbers]`, to read (`is_filled`) or to write.
         """
         work, span = self.work, slice(block.start, block.stop)
         rows, components, width = state.shape
         batch, heads = self.values.shape[:2]
         x = features(work, block, self.sides, self.centre)
-        shape = (*x.shape[:2], components)
-        gamma = work("gamma", *shape) if block.kept is None else kept[block.kept].view(shape)
-        if block.kept is None or not is_filled:
-            route(work, x, self.weights, self.constant, out=gamma)
-            if self.mask is not None:
-                gamma[heads:].mul_(self.mask[:, span].reshape(1, -1, 1))
-        query_gamma, key_gamma = gamma.view(2, -1, block.size, components)
         values = extend_values(work, block, self.values).view(-1, block.size, width)
         decay = _Decay.of(block, heads, batch, state, self.log_decay, self.segments)
 
-        affinity = torch.bmm(query_gamma, key_gamma.mT, out=work("affinity", len(values), block.size, block.size))
-        affinity = affinity.tril_() if decay is None else affinity.mul_(decay.inside)
+        chunks = len(values)
+        shapes = {
+            "gamma": (2, chunks, block.size, components),
+            "affinity": (chunks, block.size, block.size),
+            "before": (rows, chunks // rows, components, width),
+        }
+        if block.kept is None:
+            gamma, affinity, before = (work(name, *shape) for name, shape in shapes.items())
+        else:
+            gamma, affinity, before, unused = _parts(kept[block.kept], shapes.values())
+        made = _Chunks(x, gamma, values, affinity, decay, before)
+        if block.kept is not None:
+            if is_filled:
+                return made
+            unused.zero_()  # after a shorter block: an operator returns nothing undefined
+
+        query_gamma, key_gamma = gamma
+        route(work, x, self.weights, self.constant, out=gamma.view(*x.shape[:2], components))
+        if self.mask is not None:
+            key_gamma.view(heads, batch, -1, components).mul_(self.mask[:, span, None])
+        torch.bmm(query_gamma, key_gamma.mT, out=affinity)
+        affinity.tril_() if decay is None else affinity.mul_(decay.inside)
         writing = _times(key_gamma, decay and decay.write)
-        written = torch.bmm(writing.mT, values, out=work("written", len(values), components, width))
-        before = work("before", rows, len(values) // rows, components, width)
+        written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width))
         before[:, 0] = state
         after = [*before.unbind(1)[1:], torch.empty_like(state)]
         for chunk, new in enumerate(written.view(before.shape).unbind(1)):
             _carry_on(before[:, chunk], decay and decay.carry[:, chunk], new, out=after[chunk])
-        return _Chunks(x, gamma, query_gamma, key_gamma, values, affinity, decay, before.flatten(0, 1), after[-1])
+        return made._replace(after=after[-1])
+
+
+def _parts(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
+    """Views of `flat`, one after another, and what is left of it."""
+    sizes = [math.prod(shape) for shape in shapes]
+    *parts, rest = flat.split([*sizes, len(flat) - sum(sizes)])
+    return [*(part.view(shape) for part, shape in zip(parts, shapes)), rest]
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
@@ -152,7 +171,7 @@ def causal_scan(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """
     Output and last state, and for the backward the normaliser `GammaQ z + eps` `[H, B, N, 1]`, the state before each
-    block `[blocks, H * B, K, d_v + 1]`, and the responsibilities of the last blocks `[rows, 2 K]`.
+    block `[blocks, H * B, K, d_v + 1]`, and what is kept of the last blocks `[blocks, numbers]`.
     """
     with torch.autocast(device_type=values.device.type, enabled=False):
         output, last, normaliser, states, kept = _buffers(queries, values, state, chunk_size, keep)
@@ -162,7 +181,7 @@ def causal_scan(
             before.copy_(running)
             chunks = scan.chunks(block, running, kept, is_filled=False)
             weighted = torch.bmm(chunks.affinity, chunks.values, out=scan.work("weighted", *chunks.values.shape))
-            weighted.baddbmm_(_times(chunks.query_gamma, chunks.decay and chunks.decay.read), chunks.before)
+            weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay and chunks.decay.read), chunks.before.flatten(0, 1))
             read_weighted(block, weighted, epsilon, output, normaliser)
             running = chunks.after
         last.copy_(batch_first(running, values))
@@ -177,12 +196,13 @@ def _(queries, keys, values, weights, constant, centre, mask, log_decay, segment
 def _buffers(queries, values, state, chunk_size, keep):
     layout = Layout.of(queries, chunk_size, keep)
     batch, heads, components, width = state.shape
+    per_row = 2 * components * chunk_size + chunk_size**2 + components * width  # of a chunk: see `_CausalScan.chunks`
     return (
         torch.empty_like(values),
         torch.empty_like(state, memory_format=torch.contiguous_format),
         state.new_empty(heads, batch, layout.length, 1),
         state.new_empty(layout.num_blocks, heads * batch, components, width),
-        state.new_empty(layout.num_kept_rows, 2 * components),
+        state.new_empty(layout.num_kept, layout.step * heads * batch * per_row // chunk_size),
     )
 
 
@@ -218,11 +238,11 @@ def _backward(
             c = scan.chunks(block, state, kept, is_filled=True)
             grad = grad_weighted(work, block, grad_output, output, normaliser).view(c.values.shape)
 
-            reading, writing = c.query_gamma, c.key_gamma
+            query_gamma, key_gamma = reading, writing = c.gamma
             if c.decay is not None:
                 reading, writing = reading * c.decay.read, writing * c.decay.write
-            before = c.before.unflatten(0, (len(state), -1))
-            grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *c.before.shape)).view(before.shape)
+            before, states_before = c.before, c.before.flatten(0, 1)
+            grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *states_before.shape)).view(before.shape)
             grad_written, grad_carry = work("grad_written", *before.shape), work("grad_carry", *before.shape[:2])
             grad_written[:, -1] = running
             earlier = [torch.empty_like(running), *grad_written.unbind(1)[:-1]]
@@ -235,8 +255,8 @@ def _backward(
             grad_written = grad_written.flatten(0, 1)
 
             grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
-            grad_query, grad_key = grad_gamma = work("grad_gamma", 2, *c.key_gamma.shape)
-            torch.bmm(grad, c.before.mT, out=grad_query)
+            grad_query, grad_key = grad_gamma = work("grad_gamma", *c.gamma.shape)
+            torch.bmm(grad, states_before.mT, out=grad_query)
             torch.bmm(c.values, grad_written.mT, out=grad_key)
             if c.decay is None:
                 grad_affinity.tril_()
@@ -249,8 +269,8 @@ def _backward(
                     target = grad_log_decay.transpose(0, 1)[:, :, span]
                     target.copy_(here.view(target.shape))
                 grad_affinity.mul_(c.decay.inside)
-            grad_query.baddbmm_(grad_affinity, c.key_gamma)
-            grad_key.baddbmm_(grad_affinity.mT, c.query_gamma)
+            grad_query.baddbmm_(grad_affinity, key_gamma)
+            grad_key.baddbmm_(grad_affinity.mT, query_gamma)
             sides.add(work, block, c.features, c.gamma, grad_gamma)
 
             width = values.shape[-1]
@@ -272,8 +292,8 @@ def _grad_log_decay(chunks: _Chunks, moved, grad_query, grad_key, grad_total) ->
         grad_query, grad_key: gradients of the responsibilities that came through the states, `[chunks, C, K]`.
         grad_total: gradient of the log of what a chunk carries on, `[chunks]`.
     """
-    reading = torch.linalg.vecdot(grad_query, chunks.query_gamma)
-    writing = torch.linalg.vecdot(grad_key, chunks.key_gamma)
+    reading = torch.linalg.vecdot(grad_query, chunks.gamma[0])
+    writing = torch.linalg.vecdot(grad_key, chunks.gamma[1])
     grad_elapsed = moved.sum(-1) - moved.sum(-2) + reading - writing
     grad_total = grad_total + writing.sum(-1)
     return grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]

@@ -13,7 +13,7 @@ import torch
 NAMESPACE = __name__.replace(".", "_")
 # Rows (batch x heads x tokens) of a block: on a CPU what stays in the cache, elsewhere what fills the device.
 BLOCK_ROWS_CPU, BLOCK_ROWS = 2**12, 2**19
-# Rows whose responsibilities are kept for the backward, which begins with them: a bound that does not grow with N.
+# Rows of which the backward finds what the forward made: a bound that does not grow with N.
 KEPT_ROWS = 2**13
 
 
@@ -39,12 +39,12 @@ class Workspace:
 
 
 class Block(NamedTuple):
-    """Tokens `start` to `stop`, cut into chunks of `size` tokens; `kept`: where its responsibilities are, if kept."""
+    """Tokens `start` to `stop`, cut into chunks of `size` tokens; `kept`: its place among the blocks that are kept."""
 
     start: int
     stop: int
     size: int
-    kept: slice | None
+    kept: int | None
 
 
 class Layout(NamedTuple):
@@ -58,36 +58,27 @@ class Layout(NamedTuple):
     chunk_size: int
     step: int  # tokens of a block
     whole: int  # tokens in whole chunks
-    first_kept: int  # the blocks from here on keep their responsibilities
+    num_blocks: int
+    num_kept: int  # the last ones, of which what the forward makes is kept
 
     @classmethod
     def of(cls, queries: torch.Tensor, chunk_size: int, keep: bool) -> "Layout":
         batch, heads, length, _ = queries.shape
-        rows = batch * heads
+        rows, whole = batch * heads, length - length % chunk_size
         block_rows = BLOCK_ROWS_CPU if queries.device.type == "cpu" else BLOCK_ROWS
-        step = max(1, block_rows // (rows * chunk_size)) * chunk_size
-        dropped = max(length - KEPT_ROWS // rows, 0) if keep else length
-        return cls(length, rows, chunk_size, step, length - length % chunk_size, -(-dropped // step) * step)
-
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.whole // self.step) + (1 if self.length > self.whole else 0)
-
-    @property
-    def num_kept_rows(self) -> int:
-        return max(self.length - self.first_kept, 0) * self.rows
+        step = min(max(1, block_rows // (rows * chunk_size)) * chunk_size, max(whole, chunk_size))
+        rest = 1 if length > whole else 0
+        kept = KEPT_ROWS // (rows * step) if keep else 0
+        num_blocks = -(-whole // step) + rest
+        return cls(length, rows, chunk_size, step, whole, num_blocks, min(num_blocks, kept + min(kept, 1) * rest))
 
     def blocks(self) -> list[Block]:
         starts = range(0, self.whole, self.step)
         spans = [(start, min(start + self.step, self.whole), self.chunk_size) for start in starts]
         if self.whole < self.length:
             spans.append((self.whole, self.length, self.length - self.whole))
-        return [Block(*span, self._kept(*span[:2])) for span in spans]
-
-    def _kept(self, start: int, stop: int) -> slice | None:
-        if start < self.first_kept:
-            return None
-        return slice((start - self.first_kept) * self.rows, (stop - self.first_kept) * self.rows)
+        dropped = len(spans) - self.num_kept
+        return [Block(*span, index - dropped if index >= dropped else None) for index, span in enumerate(spans)]
 
 
 def features(work: Workspace, block: Block, sides: list[torch.Tensor], centre: torch.Tensor) -> torch.Tensor:

@@ -399,7 +399,10 @@ def test_what_is_saved_does_not_grow_with_the_components(monkeypatch, components
 
 
 def test_what_is_kept_has_a_bound(monkeypatch):
-    """Responsibilities of queries and keys, of as many rows as said, and not of one more for a longer sequence."""
+    """
+    Responsibilities of queries and keys, a row of the affinity and a share of a state, of as many rows as said, and
+    not of one more for a longer sequence.
+    """
     monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 256)
     kept = []
     for length in (2048, 4096):
@@ -408,7 +411,8 @@ def test_what_is_kept_has_a_bound(monkeypatch):
             monkeypatch.setattr(routing_gma, "KEPT_ROWS", rows)
             saved.append(saved_bytes(True, 8, length)[0])
         kept.append(saved[1] - saved[0])
-    assert kept == [512 * 2 * 8 * 4] * 2
+    per_row = 2 * 8 + 64 + 8 * (WIDTH + 1) / 64
+    assert kept == [512 * per_row * 4] * 2
 
 
 @pytest.mark.parametrize("components", [8, 32])
