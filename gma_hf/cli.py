@@ -13,6 +13,7 @@ import torch
 import transformers
 import typer
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -108,6 +109,9 @@ def serve(context: typer.Context) -> None:
     """Answer over HTTP: `transformers serve`, with all its arguments, which finds GMA models then."""
     from transformers.cli.transformers import app as commands
 
+    if context.args and not context.args[0].startswith("-"):
+        with refusals():
+            check_served(context.args[0])
     # It looks for the class of a checkpoint nowhere but there
     transformers.GMAForCausalLM = GMAForCausalLM
     commands(["serve", *context.args], prog_name="gma-hf")
@@ -215,7 +219,8 @@ def report(
             sequence_length = min(256, model.config.max_position_embeddings) if has_limit else 256
         length = {"max_tokens": max_tokens, "sequence_length": sequence_length}
         analysis = analyse(model.float(), tokenizer, text, output, name=Path(checkpoint).name, **length, **files)
-        typer.echo(f"{analysis.counts.tokens:,} tokens read; written to {output}.")
+        written = ", ".join(str(path) for path in (output, *files.values()) if path is not None)
+        typer.echo(f"{analysis.counts.tokens:,} tokens read; written: {written}.")
 
 
 def lines_of(path: Path) -> list[str]:
@@ -252,6 +257,18 @@ def sampling_choices(temperature: float | None, greedy: bool) -> dict[str, Any]:
     if greedy:  # what a checkpoint says about sampling would be warned of
         return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     return {"do_sample": True} if temperature is None else {"do_sample": True, "temperature": temperature}
+
+
+def check_served(checkpoint: str) -> None:
+    """Refuses what cannot be served as a GMA model, before a server starts."""
+    try:
+        architectures = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).architectures or ["none"]
+    except Exception as error:
+        raise ValueError(f"CHECKPOINT {checkpoint!r} cannot be opened: {first_sentence(error)}.") from error
+    if architectures != [GMAForCausalLM.__name__]:
+        raise ValueError(
+            f"CHECKPOINT must be a {GMAForCausalLM.__name__}, but {checkpoint!r} is a {', '.join(architectures)}."
+        )
 
 
 def check_abilities(model: PreTrainedModel, interactive: bool, has_state: bool) -> None:

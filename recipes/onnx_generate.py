@@ -6,8 +6,9 @@ Generates greedily in onnxruntime, without torch and Transformers, from a checkp
     python recipes/onnx_generate.py gma-shakespeare.onnx model_cards/gma-shakespeare/tokenizer.json $'ROMEO:\n' 200
 """
 
-import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -30,8 +31,18 @@ def generate(session: onnxruntime.InferenceSession, prompt: list[int], count: in
 
 
 if __name__ == "__main__":
-    model, tokenizer, text, number = sys.argv[1:]
-    tokenizer = Tokenizer.from_file(tokenizer)
-    tokens = tokenizer.encode(text).ids
-    tokens += generate(onnxruntime.InferenceSession(model), tokens, int(number))
+    parser = ArgumentParser(description="Generate greedily in onnxruntime.")
+    for name in ("model", "tokenizer"):
+        parser.add_argument(name, type=Path, help=f"file of the {name}")
+    parser.add_argument("prompt", help="how the text starts")
+    parser.add_argument("count", type=int, help="tokens to generate")
+    args = parser.parse_args()
+    for path in (args.model, args.tokenizer):
+        if not path.is_file():
+            parser.error(f"model and tokenizer must be files, but {str(path)!r} is none.")
+    if not args.prompt or args.count < 1:
+        parser.error(f"prompt must hold some text and count be at least 1: {args.prompt!r}, {args.count}.")
+    tokenizer = Tokenizer.from_file(str(args.tokenizer))
+    tokens = tokenizer.encode(args.prompt).ids
+    tokens += generate(onnxruntime.InferenceSession(args.model), tokens, args.count)
     print(tokenizer.decode(tokens))

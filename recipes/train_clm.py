@@ -5,7 +5,7 @@ The checkpoint `model_cards/gma-shakespeare` (characters of tiny Shakespeare; at
 text is github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; `tests/data/shakespeare.txt` is its beginning:
 
     python recipes/train_clm.py --train_file ../shared/data/tinyshakespeare/input.txt --train_tokenizer 257 \
-        --model_config recipes/configs/gma-shakespeare.json --block_size 256 --output_dir runs/gma-shakespeare \
+        --model_config recipes/configs/gma-small.json --block_size 256 --output_dir runs/gma-shakespeare \
         --max_steps 1000 --per_device_train_batch_size 8 --per_device_eval_batch_size 16 --learning_rate 2e-3 \
         --lr_scheduler_type cosine --warmup_steps 100 --weight_decay 0.1 --adam_beta2 0.99 --seed 0 \
         --eval_strategy steps --eval_steps 250 --save_strategy steps --save_steps 250 --save_total_limit 1 \

@@ -41,7 +41,8 @@ def report(
         "top_tokens": analysis.top_tokens(),
         "examples": analysis.examples(),
     }
-    _whole(output, lambda path: write_report(analysis, beginning, path, name=name, shown_tokens=sequence_length))
+    shown = sequence_length if max_tokens is None else min(sequence_length, max_tokens)
+    _whole(output, lambda path: write_report(analysis, beginning, path, name=name, shown_tokens=shown))
     if json_file is not None:
         records = {key: json.loads(table.to_json(orient="records")) for key, table in tables.items()}
         content = json.dumps({"tokens": analysis.counts.tokens, **records}, ensure_ascii=False)

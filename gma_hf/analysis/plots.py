@@ -4,8 +4,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from .tables import Analysis
+
+
+STYLES = {"query": "--", "key": "-"}
 
 
 def usage_plot(analysis: Analysis) -> Figure:
@@ -18,11 +22,12 @@ def usage_plot(analysis: Analysis) -> Figure:
         of_layer = analysis.components[analysis.components["layer"] == layer]
         for (side, head), rows in of_layer.groupby(["side", "head"], sort=False):
             shares = np.sort(rows["mass"].to_numpy())[::-1]
-            style = {"color": colours(head), "lw": 1, "ls": "-" if side == "key" else "--"}
-            axis.plot(np.arange(1, len(shares) + 1), shares, label=f"head {head}, {side}", **style)
+            axis.plot(np.arange(1, len(shares) + 1), shares, color=colours(head), lw=1, ls=STYLES[side])
         axis.set(title=f"layer {layer}", xlabel="components, largest first", yscale="log")
     axes[0].set_ylabel("share of the responsibilities")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=6)
+    of_heads = [Line2D([], [], color=colours(head), label=f"head {head}") for head in range(analysis.counts.heads)]
+    of_sides = [Line2D([], [], color="black", ls=style, label=side) for side, style in STYLES.items()]
+    figure.legend(handles=of_heads + of_sides, loc="outside right upper", fontsize=6)
     return figure
 
 

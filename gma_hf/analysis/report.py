@@ -15,13 +15,14 @@ from .tables import Analysis
 from .theory import Mixture, affinity_properties, gradient_error, observed_sensitivity, routing_sensitivity
 
 
+SHOWN_TOKENS = 256  # of the text, at most: the figures of the theory grow with their square
 TOP = 5  # responsibilities of a token that are kept
 SENTENCE_TOKENS, SENTENCES = 48, 6  # whose affinity is shown
 SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
 MOVE = 0.1  # how far queries and keys are moved, over their mean length
 
 
-def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, shown_tokens: int = 256) -> None:
+def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, shown_tokens: int) -> None:
     """
     Write the report.
 
@@ -30,12 +31,13 @@ def write_report(analysis: Analysis, text: str, path: str | Path, *, name: str, 
         text: whose first tokens are shown with their components.
         path: of the HTML file.
         name: of the checkpoint.
-        shown_tokens: how many tokens, at most.
+        shown_tokens: how many tokens, at most, and never more than `SHOWN_TOKENS`.
 
     Raises:
         ValueError: if the text holds no token.
     """
-    data = json.dumps(report_data(analysis, text, name, shown_tokens), ensure_ascii=False, separators=(",", ":"))
+    data = report_data(analysis, text, name, min(shown_tokens, SHOWN_TOKENS))
+    data = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     page = template.replace("/*DATA*/null", data.replace("<", "\\u003c"))  # no tag may end the script
     Path(path).write_text(page, encoding="utf-8")

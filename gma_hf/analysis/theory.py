@@ -1,4 +1,4 @@
-"""What the mathematics promises of the routing (DESIGN section 1, paper section 3), as figures of a model."""
+"""What the mathematics promises of the routing (paper section 3), as figures of a model."""
 
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Mixture(NamedTuple):
 
 def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     """
-    `d gamma_k / d x = sum_l gamma_k (delta_kl - gamma_l) d s_l / d x` (DESIGN section 1).
+    `d gamma_k / d x = sum_l gamma_k (delta_kl - gamma_l) d s_l / d x`.
 
     Args:
         mixture: components.
@@ -55,7 +55,7 @@ def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
 
 def mean_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     """
-    `d gamma_k / d mu_l = gamma_k (delta_kl - gamma_l) (x - mu_l) / sigma_l^2` (DESIGN section 1), summed over tokens.
+    `d gamma_k / d mu_l = gamma_k (delta_kl - gamma_l) (x - mu_l) / sigma_l^2`, summed over tokens.
 
     Args:
         mixture: components.
