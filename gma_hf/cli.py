@@ -107,11 +107,11 @@ def generate(
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(context: typer.Context) -> None:
     """Answer over HTTP: `transformers serve`, with all its arguments, which finds GMA models then."""
-    from transformers.cli.transformers import app as commands
-
     if context.args and not context.args[0].startswith("-"):
         with refusals():
             check_served(context.args[0])
+    from transformers.cli.transformers import app as commands
+
     # It looks for the class of a checkpoint nowhere but there
     transformers.GMAForCausalLM = GMAForCausalLM
     commands(["serve", *context.args], prog_name="gma-hf")

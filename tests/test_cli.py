@@ -255,3 +255,14 @@ def test_a_folder_without_a_tokenizer(tmp_path, model):
 def test_wrong_usage_is_told_by_typer(wrong, sentence):
     result = run(*wrong)
     assert result.exit_code == 2 and sentence in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("no/such/folder", "CHECKPOINT 'no/such/folder' cannot be opened"),
+        (str(Path(SHIPPED).parent / "gma-minilm-l6"), "CHECKPOINT must be a GMAForCausalLM, but"),
+    ],
+)
+def test_nothing_else_is_served(name, sentence):
+    refused(CliRunner().invoke(app, ["serve", name, "--port", "8000"]), sentence)

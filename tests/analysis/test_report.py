@@ -151,8 +151,9 @@ def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
         if {"labelling": "length", "layer": 1, "side": "query", "head": 0}.items() <= row.items()
     ]
     assert page.inner_text('#map-alignment button[data-layer="1"][data-head="0"]') == f"{row['ami']:.2f}"
+    nearest = page.inner_text("#nearest").removeprefix("no. ")
     page.click("#nearest")
-    assert "of the tokens." in page.inner_text("#component")
+    assert f"Component {nearest} of" in page.inner_text("#component-title")
 
 
 def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
@@ -173,6 +174,25 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
     component = page.locator(".token >> nth=3").get_attribute("data-component")
     page.keyboard.press("Enter")
     assert f"Component {component} of" in page.inner_text("#component-title")
+
+    page.focus(".bar.chosen")  # the chart is one stop of Tab; its keys choose and do not lose their place
+    for key, component in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2)):
+        page.keyboard.press(key)
+        assert f"Component {component} of" in page.inner_text("#component-title")
+    page.focus('#map-entropy button[data-layer="1"][data-head="1"]')
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.dataset.layer") == "1" and page.input_value("#head") == "1"
+
+
+def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
+    """However much is read in one, and however little in all."""
+    for read, shown in ((1000, 256), (40, 40)):
+        checkpoint, text = ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare_end.txt"
+        limits = ["--sequence-length", 1000, "--max-tokens", read]
+        assert run(checkpoint, text, "-o", tmp_path / "report.html", *limits).returncode == 0
+        page = open_page(browser, tmp_path)
+        assert page.locator(".token").count() == shown
+        assert page.inner_text("#shown") == f"The first {shown} tokens of the text."
 
 
 @pytest.mark.parametrize(
