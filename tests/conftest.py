@@ -80,7 +80,13 @@ def _deprecations_are_errors():
 
 
 @pytest.fixture(scope="session")
-def run_python():
+def deprecations():
+    """`deprecations(text)`: the lines of what a process has printed that say that something is deprecated."""
+    return lambda text: [line for line in text.splitlines() if is_deprecation(line)]
+
+
+@pytest.fixture(scope="session")
+def run_python(deprecations):
     """
     `run_python(*arguments, env={}, **options)`: a Python process that has ended, with `env` beside our environment. It
     must end well and say of nothing that it is deprecated.
@@ -91,7 +97,7 @@ def run_python():
         choices = {"capture_output": True, "text": True, "timeout": 500, "env": environment, **options}
         done = subprocess.run([sys.executable, *map(str, arguments)], **choices)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert [line for line in done.stderr.splitlines() if is_deprecation(line)] == []
+        assert deprecations(done.stderr) == []
         return done
 
     return run

@@ -20,7 +20,7 @@ MESSAGES = [{"role": "user", "content": "What light through yonder window breaks
 
 
 @pytest.fixture(scope="module")
-def server(shakespeare, tmp_path_factory):
+def server(shakespeare, deprecations, tmp_path_factory):
     """Address of `gma-hf serve` with the shipped checkpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,6 +42,7 @@ def server(shakespeare, tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
+    assert deprecations(log.read_text()) == []
 
 
 def ask(address: str, **body):
