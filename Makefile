@@ -28,13 +28,13 @@ $(VENV)/installed-fla: $(VENV)/installed
 test-kernels: $(VENV)/installed-fla
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
-# With PEFT, TRL and the other libraries of the README's table.
+# With PEFT, TRL and the other libraries of the README's table: here none of their tests may be skipped.
 $(VENV)/installed-libraries: $(VENV)/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[libraries]"
 	touch $@
 
 test-libraries: $(VENV)/installed-libraries
-	$(BIN)/python -m pytest tests/libraries
+	ALL_LIBRARIES=1 $(BIN)/python -m pytest tests/libraries
 
 # Every mixer of recipes/baselines.py, very small.
 compare: $(VENV)/installed

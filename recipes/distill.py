@@ -152,8 +152,8 @@ def check_arguments(output: Path, args: TrainingArguments, settings: dict) -> No
     Raises:
         ValueError: if it was begun with others, or asks Trainer for what the stages do not do.
     """
-    if args.eval_strategy != "no" or args.gradient_checkpointing:
-        name = "gradient_checkpointing" if args.gradient_checkpointing else "eval_strategy"
+    if args.eval_strategy != "no" or args.activation_checkpointing:
+        name = "activation_checkpointing" if args.activation_checkpointing else "eval_strategy"
         raise ValueError(f"`{name}` must be left off, since the stages do without, but it is {getattr(args, name)!r}.")
     path = output / "distill_arguments.json"
     if path.exists():

@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import subprocess
+import sys
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -47,8 +49,17 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-# Transformers 5.23 calls its own `generate` so for an assistant, whatever the model
-OF_ITS_OWN = "Passing `generation_config` together with generation-related arguments=("
+OF_ITS_OWN = (
+    # Transformers 5.23 calls its own `generate` so for an assistant, whatever the model
+    "Passing `generation_config` together with generation-related arguments=(",
+    # torch 2.13, when torchao 0.18 is imported
+    "Calling register_constant() on Enum subclasses is deprecated",
+)
+
+
+def is_deprecation(message: str) -> bool:
+    """Whether it says that something is deprecated which is not up to the library that says so."""
+    return bool(re.search("deprecated|will be removed in", message)) and not any(own in message for own in OF_ITS_OWN)
 
 
 class _DeprecationsAreErrors(logging.Handler):
@@ -56,7 +67,7 @@ class _DeprecationsAreErrors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if re.search("deprecated|will be removed in", message) and not message.startswith(OF_ITS_OWN):
+        if is_deprecation(message):
             raise DeprecationWarning(message)
 
 
@@ -66,6 +77,30 @@ def _deprecations_are_errors():
     logger.addHandler(handler)
     yield
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def deprecations():
+    """`deprecations(text)`: the lines of what a process has printed that say that something is deprecated."""
+    return lambda text: [line for line in text.splitlines() if is_deprecation(line)]
+
+
+@pytest.fixture(scope="session")
+def run_python(deprecations):
+    """
+    `run_python(*arguments, env={}, **options)`: a Python process that has ended, with `env` beside our environment. It
+    must end well and say of nothing that it is deprecated.
+    """
+
+    def run(*arguments, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+        choices = {"capture_output": True, "text": True, "timeout": 500, "env": environment, **options}
+        done = subprocess.run([sys.executable, *map(str, arguments)], **choices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert deprecations(done.stderr) == []
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")

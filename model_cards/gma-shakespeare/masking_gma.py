@@ -85,16 +85,23 @@ def find_segments(
     elif attention_mask is not None and attention_mask.ndim == 2:
         real = attention_mask[:, -length:].bool().to(real.device)
         was_seen = attention_mask[:, :-length].any(dim=1).to(real.device)
-    # Position of the last real token before each: for the first one -1, or 0 where a document may end before the call
-    token = torch.arange(1, length + 1, device=real.device).expand_as(position_ids)
-    latest = torch.where(real, token, 0).cummax(dim=1).values.roll(1, dims=1)
-    latest[:, 0] = 0
-    before = torch.where(was_seen, 0, -1)[:, None]
-    before = torch.cat([before, position_ids], dim=1).gather(1, latest)
+    # Before the first real token: -1, or 0 where a document may end before the call
+    before = _positions_before(position_ids, real, torch.where(was_seen, 0, -1)[:, None])
     begins = real & (position_ids <= before)
     if not torch.compiler.is_compiling() and not bool(begins.any()):
         return None
     return begins.cumsum(dim=1)
+
+
+def _positions_before(position_ids: torch.Tensor, real: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Position of the last real token before each, `[batch, N]`; `start` `[batch, 1]` where there is none."""
+    length = position_ids.shape[1]
+    if length == 1:  # ONNX has no `cummax`, and a step needs none
+        return start
+    token = torch.arange(1, length + 1, device=real.device).expand_as(position_ids)
+    latest = torch.where(real, token, 0).cummax(dim=1).values.roll(1, dims=1)
+    latest[:, 0] = 0
+    return torch.cat([start, position_ids], dim=1).gather(1, latest)
 
 
 def first_of_segment(segments: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from transformers import AutoTokenizer, DynamicCache
@@ -57,26 +58,47 @@ def test_an_encoder(make_config, make_model, random_rows, pad_rows, assert_close
             assert_close(real(x, inputs["attention_mask"]), real(y, inputs["attention_mask"]), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["causal", "causal_additions"])
+def in_torch(model, path):
+    return export(model).module()
+
+
+def in_onnxruntime(model, path):
+    """The step from an ONNX file, to be called as the one in torch."""
+    export_onnx(model, path)
+    session = onnxruntime.InferenceSession(path)
+
+    def step(input_ids, state):
+        inputs = {"input_ids": input_ids, **state}
+        logits, *after = map(torch.from_numpy, session.run(None, {name: x.numpy() for name, x in inputs.items()}))
+        return logits, dict(zip(state, after, strict=True))
+
+    return step
+
+
+@pytest.mark.parametrize("where", [in_torch, in_onnxruntime])
+@pytest.mark.parametrize(
+    ("name", "position_embedding"), [("causal", "learned"), ("causal", "none"), ("causal_additions", "learned")]
+)
 @torch.no_grad()
-def test_a_step(make_config, make_model, random_rows, assert_close, name):
+def test_a_step(make_config, make_model, random_rows, assert_close, tmp_path, name, position_embedding, where):
     """From nothing, and from what the model has read as a `GMAState`."""
-    model, ids = make_model(GMAForCausalLM, make_config(name)), torch.stack(random_rows([20] * 3))
-    step = export(model).module()
-    expected = model(ids).logits
-    zeros = for_export(model).initial_state(3)
-    assert_close(read(step, ids, zeros)[0], expected[:, -1], 1e-4)
-    cache = DynamicCache(config=model.config)
-    model(ids[:, :12], past_key_values=cache)
-    state = dict(GMAState.from_cache(cache).tensors)
-    if "position" in zeros:
-        state["position"] = torch.full((3, 1), 12)
-    assert_close(read(step, ids[:, 12:], state)[0], expected[:, -1], 1e-4)
+    model = make_model(GMAForCausalLM, make_config(name, position_embedding=position_embedding))
+    step = where(model, tmp_path / "step.onnx")
+    for batch in (1, 3):
+        ids = torch.stack(random_rows([20] * batch))
+        expected = model(ids).logits
+        zeros = for_export(model).initial_state(batch)
+        assert_close(read(step, ids, zeros)[0], expected[:, -1], 1e-4)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :12], past_key_values=cache)
+        state = dict(GMAState.from_cache(cache).tensors)
+        if "position" in zeros:
+            state["position"] = torch.full((batch, 1), 12)
+        assert_close(read(step, ids[:, 12:], state)[0], expected[:, -1], 1e-4)
 
 
 @torch.no_grad()
 def test_an_encoder_in_onnxruntime(make_config, make_model, random_rows, pad_rows, assert_close, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     model = make_model(GMAForQuestionAnswering, make_config("bidirectional_hybrid", conv_kernel_size=3))
     export_onnx(model, tmp_path / "encoder.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
@@ -91,7 +113,6 @@ def test_an_encoder_in_onnxruntime(make_config, make_model, random_rows, pad_row
 
 def test_text_from_onnxruntime_alone(tmp_path):
     """The recipe in a process that has no torch: greedy tokens of the shipped checkpoint, as `generate` has them."""
-    pytest.importorskip("onnxruntime")
     model, tokenizer = GMAForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
     export_onnx(model, tmp_path / "step.onnx")
     inputs = tokenizer("ROMEO:\n", return_tensors="pt")

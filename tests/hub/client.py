@@ -6,7 +6,6 @@ has left in `answer` and the last line of the error that it ended with. Whatever
 error. Separate from the tests, since the client of the Hub reads its address when it is imported.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -16,12 +15,7 @@ import traceback
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 for missing in sys.argv[1:]:
-    sys.modules[missing] = None
-    try:
-        importlib.import_module(missing)
-    except ImportError:
-        continue
-    raise SystemExit(f"{missing} is there")
+    sys.modules[missing] = None  # as if it were not installed
 
 names = {}
 for line in sys.stdin:

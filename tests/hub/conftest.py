@@ -27,7 +27,7 @@ def load_small_hub():
 
 @pytest.fixture(scope="module")
 def hub():
-    """A `SmallHub` that listens, and at the end has had an answer to everything."""
+    """A `SmallHub` that listens, and at the end has had an answer to everything and no error."""
     server = load_small_hub().SmallHub()
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -35,6 +35,7 @@ def hub():
     server.shutdown()
     thread.join()
     server.server_close()
+    assert server.errors == []
     # A thread of the client asks for this from time to time, and does without
     assert [request for request in server.unknown if request != "GET /api/agent-harnesses"] == []
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Commit:
-    """What a repository held after a push, and what that push wrote."""
+    """What a repository held after a push, and what that push wrote or deleted."""
 
     files: dict[str, bytes]
     changed: list[str] = field(default_factory=list)
@@ -26,8 +27,8 @@ class Commit:
 class SmallHub(ThreadingHTTPServer):
     """
     Serves at `url`. `repos` holds the commits of each repository by its id, oldest first, `objects` the large files
-    by their sha256, `uploaded` the sha256 of each upload of a large file, in their order, and `unknown` the requests
-    that it has no answer to.
+    by their sha256, `uploaded` the sha256 of each upload of a large file, in their order, `unknown` the requests that
+    it has no answer to, and `errors` what went wrong in answering the others.
 
     Requests whose "METHOD /path" starts with what `break_at` says (a regular expression) are broken off, until it is
     None again: `passes` of them are let through first, and then half of the body is read and the connection dropped.
@@ -43,6 +44,7 @@ class SmallHub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.uploaded: list[str] = []
         self.unknown: list[str] = []
+        self.errors: list[BaseException] = []
         self.break_at: str | None = None
         self.passes = 0
         self.lose_answer = False
@@ -59,7 +61,10 @@ class SmallHub(ThreadingHTTPServer):
             return self.passes < 0
 
     def handle_error(self, request, client_address):
-        """A client that went away is not worth a traceback; any other error is answered with status 500."""
+        """The connection is dropped. A client that went away is no error of ours."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            self.errors.append(error)
 
 
 def git_oid(content: bytes) -> str:
@@ -172,16 +177,19 @@ class Handler(BaseHTTPRequestHandler):
     def commit(self, repo, revision):
         """All of it or nothing: the lines are read before anything is kept."""
         header, *lines = [json.loads(line) for line in self.body.splitlines()]
-        written = {}
+        written, deleted = {}, set()
         for line in lines:
             value = line["value"]
-            if line["key"] == "file":
+            if line["key"] == "deletedFile":
+                deleted.add(value["path"])
+            elif line["key"] == "file":
                 written[value["path"]] = base64.b64decode(value["content"])
             else:
                 assert line["key"] == "lfsFile", line["key"]
                 written[value["path"]] = self.server.objects[value["oid"]]
-        files = {**self.commit_of(repo, revision).files, **written}
-        commit = Commit(files, sorted(written), header["value"]["summary"])
+        before = self.commit_of(repo, revision).files
+        files = {path: content for path, content in before.items() if path not in deleted} | written
+        commit = Commit(files, sorted(deleted | written.keys()), header["value"]["summary"])
         self.server.repos[repo].append(commit)
         return 200, {"commitUrl": f"{self.server.url}/{repo}/commit/{commit.oid}", "commitOid": commit.oid}, {}
 

@@ -73,7 +73,7 @@ PIPE = """
 
     pipe = transformers.pipeline(task, repo, trust_remote_code=True)
     assert type(pipe.model).__module__.startswith("transformers_modules."), type(pipe.model)
-    answer = pipe("ROMEO:", **choices)
+    answer = len(pipe("ROMEO:", **choices))
 """
 
 
@@ -171,11 +171,22 @@ def test_a_folder_is_uploaded_in_one_commit(hub, pusher, folders, head):
     assert commit.files == {path.name: path.read_bytes() for path in folders[head].iterdir()}
 
 
-# Where a push breaks off: at which request, how many of that kind pass before, and whether it is carried out anyway.
+PUSHES = {
+    "push_to_hub": 'model.push_to_hub(repo, max_shard_size="20KB")',
+    "upload_folder": """
+        from huggingface_hub import create_repo, upload_folder
+
+        model.save_pretrained(saved, max_shard_size="20KB")
+        create_repo(repo, exist_ok=True)
+        upload_folder(repo_id=repo, folder_path=saved)
+    """,
+}
+# Which push breaks off, at which request, how many of that kind pass before, and whether it is carried out anyway.
 BREAKS = {
-    "a large file": ("PUT /objects/", 1, False),
-    "the commit": ("POST .*/commit/", 0, False),
-    "the answer to the commit": ("POST .*/commit/", 0, True),
+    "a large file": ("push_to_hub", "PUT /objects/", 1, False),
+    "the commit": ("push_to_hub", "POST .*/commit/", 0, False),
+    "the answer to the commit": ("push_to_hub", "POST .*/commit/", 0, True),
+    "the commit of a folder": ("upload_folder", "POST .*/commit/", 0, False),
 }
 CHANGE = """
     import gma_hf
@@ -193,15 +204,16 @@ PULL = """
 
 
 @pytest.mark.parametrize("where", BREAKS)
-def test_a_push_broken_off_leaves_nothing_half_made(hub, pusher, folders, where):
+def test_a_push_broken_off_leaves_nothing_half_made(hub, pusher, folders, tmp_path, where):
     """Neither a first push nor a second, of a model in several files; the next completes it and sends none again."""
     names = {"repo": f"tester/broken-{list(BREAKS).index(where)}", "folder": folders["CausalLM"], "offset": len(where)}
-    push = 'model.push_to_hub(repo, max_shard_size="20KB")'
-    before = None
+    names |= {"saved": tmp_path / "saved"}
+    how, *breaks = BREAKS[where]
+    push, before = PUSHES[how], None
     for pushes in range(2):
         expected = pusher.run(CHANGE, first=pushes == 0, **names)
         sent, broken = len(hub.uploaded), hub.broken
-        hub.break_at, hub.passes, hub.lose_answer = BREAKS[where]
+        hub.break_at, hub.passes, hub.lose_answer = breaks
         _, error = pusher.ask(push, **names)
         hub.break_at = None
         assert error is not None and hub.broken > broken
@@ -221,6 +233,27 @@ def test_a_push_broken_off_leaves_nothing_half_made(hub, pusher, folders, where)
         shards = {name for name in commits[-1].files if name.endswith(".safetensors")}
         assert len(shards) > 2 and len(hub.uploaded) - sent == len(set(hub.uploaded[sent:])) == len(shards)
         before = expected
+
+
+def test_a_folder_in_other_files_takes_the_place_of_the_old_ones(hub, pusher, folders, tmp_path):
+    """From one file to several, where `push_to_hub` would leave the old one to be opened, and back again."""
+    names = {"repo": "tester/other-files", "folder": folders["CausalLM"], "saved": tmp_path / "saved"}
+    upload = """
+        from huggingface_hub import upload_folder
+
+        model.save_pretrained(saved, max_shard_size=size)
+        upload_folder(repo_id=repo, folder_path=saved, delete_patterns="model*.safetensors*")
+    """
+    pusher.run(CHANGE, first=True, offset=3, **names)
+    pusher.run("model.push_to_hub(repo)", **names)
+    commits = hub.repos[names["repo"]]
+    for size in ("20KB", "1GB"):
+        expected = pusher.run(CHANGE, first=False, **names)
+        pusher.run(upload, size=size, **names)
+        weights = {name for name in commits[-1].files if "safetensors" in name}
+        assert weights == {path.name for path in (tmp_path / "saved").glob("*safetensors*")}
+        assert ("model.safetensors" in weights) == (size == "1GB")
+        assert pusher.run(PULL, **names) == expected
 
 
 @pytest.mark.parametrize("head", HEADS.values())
@@ -275,7 +308,11 @@ def test_what_the_pulled_copy_saved_opens_in_a_third_process(pushed, puller, mak
 
 @pytest.mark.parametrize(
     ("head", "task", "choices"),
-    [("CausalLM", "text-generation", {"max_new_tokens": 8}), ("MaskedLM", "feature-extraction", {})],
+    [
+        ("CausalLM", "text-generation", {"max_new_tokens": 8}),
+        ("MaskedLM", "text-classification", {}),
+        ("MaskedLM", "token-classification", {}),
+    ],
 )
 def test_a_pipeline_of_the_pulled_copy_does_not_call_it_unsupported(pushed, puller, head, task, choices):
     said = len(puller.said())

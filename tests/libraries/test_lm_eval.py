@@ -1,10 +1,7 @@
 """lm-evaluation-harness on tasks in local files: likelihoods and generated text, one by one and in batches."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -30,7 +27,7 @@ dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{{{prompt}}}}"
-doc_to_target: "{{{{line}}}}"
+doc_to_target: "{{{{written}}}}"
 target_delimiter: ""
 generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 12, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
@@ -38,15 +35,19 @@ metric_list: [{{metric: exact_match}}]
 
 
 @pytest.fixture(scope="module")
-def tasks(text, tmp_path_factory):
-    """A folder of two tasks: which of two lines comes next (the other has its letters shuffled), and going on."""
+def tasks(text, greedy, tmp_path_factory):
+    """
+    A folder of two tasks: which of two lines comes next (the other has its letters shuffled), and going on, where
+    what `generate` writes is right.
+    """
     folder, shuffle = tmp_path_factory.mktemp("tasks"), random.Random(0)
     lines = [line for line in text.splitlines() if 25 < len(line) < 60][:13]
     with (folder / "lines.jsonl").open("w", encoding="utf-8") as file:
         for number, (before, line) in enumerate(zip(lines, lines[1:])):
             choices, label = [line, "".join(shuffle.sample(line, len(line)))], number % 2
             prompt = (before * (1 + number % 3))[number:] + "\n"  # of unequal length
-            row = {"prompt": prompt, "line": line, "choices": choices[:: 1 - 2 * label], "label": label}
+            row = {"prompt": prompt, "choices": choices[:: 1 - 2 * label], "label": label}
+            row |= {"written": greedy(prompt, 12).partition("\n\n")[0]}
             file.write(json.dumps(row) + "\n")
     for task in (CHOOSE, GO_ON):
         name = task.split()[1]
@@ -72,17 +73,18 @@ def test_one_by_one_and_in_batches_the_same(shakespeare, tasks):
     for first, second in zip(one["samples"]["choose_line"], eight["samples"]["choose_line"], strict=True):
         scores = ([score for score, _ in sample["filtered_resps"]] for sample in (first, second))
         assert next(scores) == pytest.approx(next(scores), rel=1e-4)
+    assert one["results"]["go_on"]["exact_match,none"] == eight["results"]["go_on"]["exact_match,none"] == 1.0
     written = [[sample["filtered_resps"][0] for sample in run["samples"]["go_on"]] for run in (one, eight)]
     assert written[0] == written[1]
     assert len(written[0]) == 12 and len(set(written[0])) > 4  # not the same to everything
 
 
-def test_on_the_command_line_by_the_code_in_the_checkpoint(shakespeare, tasks, tmp_path):
+def test_on_the_command_line_by_the_code_in_the_checkpoint(shakespeare, tasks, run_python, tmp_path):
     """Without `import gma_hf`: `trust_remote_code=True` is enough."""
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "choose_line", "--batch_size", "8"]
+    command = ["-m", "lm_eval", "--model", "hf", "--tasks", "choose_line", "--batch_size", "8"]
     command += ["--model_args", f"pretrained={shakespeare},trust_remote_code=True", "--device", "cpu"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path)]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_DATASETS_OFFLINE": "1"}
-    subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_DATASETS_OFFLINE": "1"}
+    run_python(*command, env=environment)
     (results,) = tmp_path.rglob("results_*.json")
     assert json.loads(results.read_text())["results"]["choose_line"]["acc,none"] == 1.0

@@ -1,7 +1,6 @@
 """`transformers serve` and `transformers chat` with the shipped checkpoint, over HTTP on the loopback address."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 
 for module in ("fastapi", "uvicorn", "openai", "rich"):
@@ -21,7 +20,7 @@ MESSAGES = [{"role": "user", "content": "What light through yonder window breaks
 
 
 @pytest.fixture(scope="module")
-def server(shakespeare, tmp_path_factory):
+def server(shakespeare, deprecations, tmp_path_factory):
     """Address of `gma-hf serve` with the shipped checkpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,19 +42,7 @@ def server(shakespeare, tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
-
-
-@pytest.fixture(scope="module")
-def greedy(shakespeare):
-    """`greedy(prompt, max_new_tokens)`: what the checkpoint writes after a text."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(shakespeare), AutoTokenizer.from_pretrained(shakespeare)
-
-    def write(prompt: str, max_new_tokens: int) -> str:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    return write
+    assert deprecations(log.read_text()) == []
 
 
 def ask(address: str, **body):
@@ -89,15 +76,12 @@ def test_a_chat_completion_whole_and_in_pieces(server, greedy):
     assert len(pieces) > 5 and "".join(deltas) == expected
 
 
-def test_transformers_chat_talks_to_it(server, shakespeare, greedy, tmp_path):
+def test_transformers_chat_talks_to_it(server, shakespeare, greedy, run_python, tmp_path):
     """The client as it is, its lines from a pipe: a question, no to "Continue generating?", the end."""
     code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "chat", str(shakespeare), server, "max_new_tokens=20", "do_sample=False"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "COLUMNS": "200"}
+    command = ["-c", code, "chat", str(shakespeare), server, "max_new_tokens=20", "do_sample=False"]
+    environment = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "COLUMNS": "200"}
     lines = f"{MESSAGES[0]['content']}\nn\n!exit\n"
-    chat = subprocess.run(
-        [*command, "--user", "me"], input=lines, capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert chat.returncode == 0, chat.stderr
+    chat = run_python(*command, "--user", "me", input=lines, env=environment, cwd=tmp_path)
     first_line = greedy(f"ROMEO:\n{MESSAGES[0]['content']}\n\nJULIET:\n", 20).splitlines()[0].strip()
     assert len(first_line) > 5 and first_line in chat.stdout

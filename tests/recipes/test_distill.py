@@ -1,10 +1,7 @@
 """Distillation as its user runs it: convert, both stages, measure, write the card, resume."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -112,16 +109,14 @@ def test_stages_resume_and_ended_ones_are_kept(recipe, tmp_path):
     assert (cut / "stage1" / "model.safetensors").stat().st_mtime_ns == first_stage
 
 
-def test_two_processes_as_one(recipe, tmp_path):
+def test_two_processes_as_one(recipe, run_python, tmp_path):
     """The same examples per step, shared by two processes: the same figures, and one set of files."""
     source = make_source("causal", tmp_path / "source")
     steps = ["--stage1_steps", 3, "--max_steps", 3]
     one = recipe.main(arguments(source, tmp_path / "one", *steps, "--per_device_train_batch_size", 4))
     two = arguments(source, tmp_path / "two", *steps, "--per_device_train_batch_size", 2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launch, str(ROOT / "recipes" / "distill.py"), *two]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    run_python(*launch, ROOT / "recipes" / "distill.py", *two)
     rows = json.loads((tmp_path / "two" / "distillation.json").read_text())["rows"]
     for together, alone in zip(rows, one, strict=True):
         assert together["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-3)
@@ -133,8 +128,9 @@ def test_another_run_is_not_gone_on_with(recipe, tmp_path):
     recipe.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 1))
     with pytest.raises(ValueError, match="`max_steps` must be as it was when the run in .* began, 1, but it is 2"):
         recipe.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 2))
-    with pytest.raises(ValueError, match="`eval_strategy` must be left off"):
-        recipe.main(arguments(source, tmp_path / "other", "--eval_strategy", "epoch"))
+    for name, value in [("eval_strategy", "epoch"), ("activation_checkpointing", True)]:
+        with pytest.raises(ValueError, match=f"`{name}` must be left off"):
+            recipe.main(arguments(source, tmp_path / "other", f"--{name}", value))
 
 
 def test_half_precision_is_measured_too(recipe, tmp_path):

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,15 +18,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
 MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
-
-
-def launch(script, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, timeout=300, env=environment, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
 
 
 def losses_of(folder):
@@ -37,14 +26,15 @@ def losses_of(folder):
     return [log["loss"] for log in state["log_history"] if "loss" in log]
 
 
-def test_copies_in_two_processes(recipe, tmp_path):
+def test_copies_in_two_processes(recipe, run_python, tmp_path):
     """DDP through the recipe."""
     common = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL), "--use_cpu", True]
     common += ["--block_size", 64, "--learning_rate", 1e-2, "--report_to", "none", "--seed", 0, "--logging_steps", 1]
     common += ["--save_strategy", "steps", "--save_steps", 4, "--max_steps", 4]
     one = [*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 8]
     alone = recipe.main([str(argument) for argument in one])
-    launch(
+    run_python(
+        *LAUNCH,
         ROOT / "recipes" / "train_clm.py",
         *common,
         "--output_dir",
@@ -60,13 +50,13 @@ def test_copies_in_two_processes(recipe, tmp_path):
         assert torch.allclose(weight, weights[1][name], atol=1e-4), name
 
 
-def test_shards_in_two_processes(tmp_path):
+def test_shards_in_two_processes(run_python, tmp_path):
     """FSDP2 by torch: the same losses, and a sharded checkpoint that one process loads."""
     script = Path(__file__).parent / "sharded_steps.py"
     spec = importlib.util.spec_from_file_location("sharded_steps", script)
     steps = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(steps)
-    launch(script, tmp_path)
+    run_python(*LAUNCH, script, tmp_path)
     model = steps.make_model()
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(steps.train(model, 0, 1), rel=1e-4)
 
