@@ -36,7 +36,7 @@ class Arguments:
     components: int = field(default=64, metadata={"help": "K, the components of a head."})
     dtype: str = field(default="float32", metadata={"help": "Of queries, keys and values."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    rounds: int = field(default=9, metadata={"help": "Turns of each contender; the median counts."})
+    rounds: int = field(default=15, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=8.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     longest_softmax: int = field(default=16384, metadata={"help": "Tokens beyond which SDPA is left out."})
     longest_cumsum: int = field(default=4096, metadata={"help": "Tokens beyond which the cumsum form is left out."})
@@ -94,6 +94,17 @@ def measured_call(args: Arguments, name: str, length: int) -> Callable[[], objec
     return forward_and_backward(mixer, random_inputs(args, length))
 
 
+def growth(args: Arguments, mixer: nn.Module) -> dict[str, dict[int, float]]:
+    """By how much the time of a mixer grows when the tokens double: all lengths in turns, since machines drift."""
+    ratios = {}
+    for title, make in (("forward", forward), ("forward + backward", forward_and_backward)):
+        calls = {str(length): make(mixer, random_inputs(args, length)) for length in args.lengths}
+        seconds = time_side_by_side(calls, args.device, args.rounds, args.limit)
+        pairs = [(n, seconds.get(str(2 * n))) for n in args.lengths]
+        ratios[title] = {n: double / seconds[str(n)] for n, double in pairs if double is not None}
+    return ratios
+
+
 def report_ratios(title: str, rows: dict[str, dict[int, float]]) -> None:
     """Prints a ratio by length, one row each."""
     print(f"\n{title}:")
@@ -135,10 +146,8 @@ def main() -> None:
         "GMA's peak memory over the bytes of queries, keys and values": {
             "forward + backward": quotient(memory["GMA"], {n: input_size * n for n in at}),
         },
-        "GMA when the tokens double": {
-            k: quotient({n: x["GMA"][2 * n] for n in at if 2 * n in at}, x["GMA"])
-            for k, x in (times | {"peak memory": memory}).items()
-        },
+        "GMA when the tokens double": growth(args, mixers["GMA"])
+        | {"peak memory": quotient({n: memory["GMA"][2 * n] for n in at if 2 * n in at}, memory["GMA"])},
     }
     if args.floor:
         ratios["GMA's time over that of its matrix products alone"] = {
