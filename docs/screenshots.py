@@ -13,14 +13,14 @@ from playwright.sync_api import sync_playwright
 
 
 def main(report: str) -> None:
-    """Of the whole page on a desk, and of what a phone shows in the dark, layer 1, head 2."""
+    """Of the whole page on a desk, and of what a phone shows in the dark, layer 0, head 1."""
     folder = Path(__file__).parent
     with sync_playwright() as runner:
         browser = runner.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.goto(Path(report).resolve().as_uri())
-        page.select_option("#layer", "1")
-        page.select_option("#head", "2")
+        page.select_option("#layer", "0")
+        page.select_option("#head", "1")
         page.select_option("#piece", "1")
         page.click(".token >> nth=30")
         height = page.evaluate("document.documentElement.scrollHeight")

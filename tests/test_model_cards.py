@@ -33,7 +33,7 @@ def test_shakespeare_predicts_its_text_and_generates():
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert ids.shape == (1, 4096) and tokenizer.decode(ids[0]) == text
     with torch.no_grad():
-        assert model(ids, labels=ids).loss < 1.75
+        assert model(ids, labels=ids).loss < 1.4
 
     batch = tokenizer(["ROMEO:\n", "My lord, "], return_tensors="pt", padding=True)
     together = model.generate(**batch, max_new_tokens=20, do_sample=False)
