@@ -8,8 +8,9 @@ SST-2 with a GMA encoder from scratch, or with a checkpoint (`--model_name_or_pa
         --model_config recipes/configs/gma-sst2.json --max_length 64 --output_dir runs/gma-sst2 \
         --learning_rate 1e-3 --num_train_epochs 2 --per_device_train_batch_size 32 --report_to none
 
-IMDB as bytes, as Long Range Arena's Text (what came of it: recipes/RESULTS.md):
+IMDB as bytes, as Long Range Arena's Text, from a language model of them (what came of it: recipes/RESULTS.md):
 
+    python recipes/train_clm.py --config recipes/configs/imdb-bytes-lm.yaml
     python recipes/classify.py --config recipes/configs/imdb-bytes.yaml
 
 ListOps, made on the spot by the published grammar, here of 500 to 2,000 symbols as in Long Range Arena:

@@ -7,18 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+import gma_hf  # noqa: F401
 
 
 ROOT = Path(__file__).parents[1]
-LARGEST = {"gma-shakespeare": 10_000_000, "gma-minilm-l6": 46_000_000, "gma-wikitext2": 8_000_000}  # bytes of weights
+LARGEST = {  # bytes of weights
+    "gma-imdb-bytes": 3_000_000,
+    "gma-minilm-l6": 46_000_000,
+    "gma-shakespeare": 10_000_000,
+    "gma-wikitext2": 8_000_000,
+}
 CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_a_card_is_complete_and_its_code_is_the_packages(card):
     files = {path.name for path in card.iterdir()}
-    if json.loads((card / "config.json").read_text())["is_causal"]:
+    if json.loads((card / "config.json").read_text())["architectures"] == ["GMAForCausalLM"]:
         assert "generation_config.json" in files
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
     assert (card / "model.safetensors").stat().st_size <= LARGEST[card.name]
@@ -53,6 +60,16 @@ def test_wikitext_predicts_its_text_and_generates():
     prompt = tokenizer(" The city was founded in", return_tensors="pt")
     cached, anew = (model.generate(**prompt, max_new_tokens=20, do_sample=False, use_cache=x) for x in (True, False))
     assert torch.equal(cached, anew)
+
+
+def test_imdb_tells_praise_of_films():
+    """Three of two reviews that praise and two that do not (it misses the first), by themselves and in a batch."""
+    classify = pipeline("text-classification", str(ROOT / "model_cards" / "gma-imdb-bytes"))
+    reviews = (ROOT / "tests" / "data" / "reviews.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    alone = [classify(review)[0] for review in reviews]
+    assert [answer["label"] for answer in alone][1:] == ["LABEL_0", "LABEL_1", "LABEL_0"]
+    together = classify(reviews, batch_size=4)
+    assert [answer["score"] for answer in together] == pytest.approx([answer["score"] for answer in alone], abs=1e-4)
 
 
 def test_the_demo_prints_its_figures():

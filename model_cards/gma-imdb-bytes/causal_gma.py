@@ -1,0 +1,330 @@
+"""
+The causal form of many tokens as one operator, forward and backward by hand (paper 3.6).
+
+Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state. The
+operator walks in blocks of chunks, keeps its inputs and the state before each block, and computes the responsibilities
+again in the backward, so that what it stores does not grow with the number of components. `torch.compile` takes it as
+one node, whatever the length. A second derivative is refused by PyTorch: the backward has no formula of its own.
+
+Inside, heads come before the batch.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .functional_gma import decay_between
+from .routing_gma import (
+    NAMESPACE,
+    Block,
+    Layout,
+    RoutingGradients,
+    Workspace,
+    batch_first,
+    extend_values,
+    features,
+    grad_weighted,
+    read_weighted,
+    route,
+    rows_first,
+)
+
+
+class _Decay(NamedTuple):
+    """
+    What a chunk forgets, by the gate and across the borders of segments: factors on the affinity inside the chunk
+    `[chunks, C, C]`, on what a token reads of the state before the chunk, on what of its writing reaches the end of
+    the chunk, both `[chunks, C, 1]`, and on the state from one chunk to the next `[H * B, chunks, 1, 1]`.
+    """
+
+    inside: Tensor
+    read: Tensor
+    write: Tensor
+    carry: Tensor
+
+    @classmethod
+    def of(cls, block: Block, heads: int, batch: int, state, log_decay, segments) -> "_Decay | None":
+        """From log decays `[B, H, N]` and segments `[B, N]`; None where both are, and nothing is forgotten."""
+        if log_decay is None and segments is None:
+            return None
+        chunks = (block.stop - block.start) // block.size
+        if log_decay is None:
+            elapsed = state.new_zeros(heads, batch, chunks, block.size)
+        else:
+            elapsed = log_decay.transpose(0, 1)[:, :, block.start : block.stop]
+            elapsed = elapsed.unflatten(-1, (chunks, block.size)).cumsum(-1)
+        total = elapsed[..., -1:]
+        inside, read, write, carry = decay_between(elapsed), elapsed.exp(), (total - elapsed).exp(), total.exp()
+        if segments is not None:
+            here = segments[:, block.start : block.stop].unflatten(-1, (chunks, block.size))
+            last = here[..., -1:]
+            before = segments[:, block.start - 1] if block.start else torch.zeros_like(segments[:, 0])
+            before = torch.cat([before[:, None, None], last[:, :-1]], dim=1)
+            inside = inside * (here[..., :, None] == here[..., None, :])
+            read, write, carry = read * (here == before), write * (here == last), carry * (before == last)
+        return cls(
+            inside.reshape(-1, block.size, block.size),
+            read.reshape(-1, block.size, 1),
+            write.reshape(-1, block.size, 1),
+            carry.reshape(heads * batch, chunks, 1, 1),
+        )
+
+
+class _Chunks(NamedTuple):
+    """What forward and backward of a block of chunks share; `[chunks, ...]` where not said otherwise."""
+
+    features: Tensor  # [2 H, B L, 2 d_r]
+    gamma: Tensor  # of queries and of keys, [2, chunks, C, K]
+    values: Tensor  # [chunks, C, d_v + 1]
+    affinity: Tensor  # [chunks, C, C], with the causal mask and decays
+    decay: _Decay | None
+    before: Tensor  # the state before each chunk, [H * B, chunks of a row, K, d_v + 1]
+    after: Tensor | None = None  # the state after the last chunk, [H * B, K, d_v + 1], unless the block was kept
+
+
+class _CausalScan:
+    """The causal form block by block: what both of its operators compute from the inputs."""
+
+    def __init__(self, queries, keys, values, weights, constant, centre, mask, log_decay, segments):
+        self.sides, self.values = [queries, keys], values
+        self.weights, self.constant, self.centre = weights.flatten(0, 1), constant.flatten(0, 1), centre
+        self.mask, self.log_decay, self.segments = mask, log_decay, segments
+        self.work = Workspace(centre)
+
+    def chunks(self, block: Block, state: Tensor, kept: Tensor, is_filled: bool) -> _Chunks:
+        """
+        Args:
+            state: the state before the block, `[H * B, K, d_v + 1]`.
+            kept: what is kept of the last blocks, `[blocks, numbers]`, to read (`is_filled`) or to write.
+        """
+        work, span = self.work, slice(block.start, block.stop)
+        rows, components, width = state.shape
+        batch, heads = self.values.shape[:2]
+        x = features(work, block, self.sides, self.centre)
+        values = extend_values(work, block, self.values).view(-1, block.size, width)
+        decay = _Decay.of(block, heads, batch, state, self.log_decay, self.segments)
+
+        chunks = len(values)
+        shapes = {
+            "gamma": (2, chunks, block.size, components),
+            "affinity": (chunks, block.size, block.size),
+            "before": (rows, chunks // rows, components, width),
+        }
+        if block.kept is None:
+            gamma, affinity, before = (work(name, *shape) for name, shape in shapes.items())
+        else:
+            gamma, affinity, before, unused = _parts(kept[block.kept], shapes.values())
+        made = _Chunks(x, gamma, values, affinity, decay, before)
+        if block.kept is not None:
+            if is_filled:
+                return made
+            unused.zero_()  # after a shorter block: an operator returns nothing undefined
+
+        query_gamma, key_gamma = gamma
+        route(work, x, self.weights, self.constant, out=gamma.view(*x.shape[:2], components))
+        if self.mask is not None:
+            key_gamma.view(heads, batch, -1, components).mul_(self.mask[:, span, None])
+        torch.bmm(query_gamma, key_gamma.mT, out=affinity)
+        affinity.tril_() if decay is None else affinity.mul_(decay.inside)
+        writing = _times(key_gamma, decay and decay.write)
+        written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width))
+        before[:, 0] = state
+        after = [*before.unbind(1)[1:], torch.empty_like(state)]
+        for chunk, new in enumerate(written.view(before.shape).unbind(1)):
+            _carry_on(before[:, chunk], decay and decay.carry[:, chunk], new, out=after[chunk])
+        return made._replace(after=after[-1])
+
+
+def _parts(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
+    """Views of `flat`, one after another, and what is left of it."""
+    sizes = [math.prod(shape) for shape in shapes]
+    *parts, rest = flat.split([*sizes, len(flat) - sum(sizes)])
+    return [*(part.view(shape) for part, shape in zip(parts, shapes)), rest]
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
+
+
+def _carry_on(x: Tensor, factor: Tensor | None, new: Tensor, out: Tensor) -> Tensor:
+    return torch.add(x, new, out=out) if factor is None else torch.addcmul(new, x, factor, out=out)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::causal", mutates_args=())
+def causal_scan(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    weights: Tensor,
+    constant: Tensor,
+    centre: Tensor,
+    mask: Tensor | None,
+    log_decay: Tensor | None,
+    segments: Tensor | None,
+    state: Tensor,
+    epsilon: float,
+    chunk_size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """
+    Output and last state, and for the backward the normaliser `GammaQ z + eps` `[H, B, N, 1]`, the state before each
+    block `[blocks, H * B, K, d_v + 1]`, and what is kept of the last blocks `[blocks, numbers]`.
+    """
+    with torch.autocast(device_type=values.device.type, enabled=False):
+        output, last, normaliser, states, kept = _buffers(queries, values, state, chunk_size, keep)
+        scan = _CausalScan(queries, keys, values, weights, constant, centre, mask, log_decay, segments)
+        running = rows_first(state)
+        for block, before in zip(Layout.of(queries, chunk_size, keep).blocks(), states):
+            before.copy_(running)
+            chunks = scan.chunks(block, running, kept, is_filled=False)
+            weighted = torch.bmm(chunks.affinity, chunks.values, out=scan.work("weighted", *chunks.values.shape))
+            weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay and chunks.decay.read), chunks.before.flatten(0, 1))
+            read_weighted(block, weighted, epsilon, output, normaliser)
+            running = chunks.after
+        last.copy_(batch_first(running, values))
+        return output, last, normaliser, states, kept
+
+
+@causal_scan.register_fake
+def _(queries, keys, values, weights, constant, centre, mask, log_decay, segments, state, epsilon, chunk_size, keep):
+    return _buffers(queries, values, state, chunk_size, keep)
+
+
+def _buffers(queries, values, state, chunk_size, keep):
+    layout = Layout.of(queries, chunk_size, keep)
+    batch, heads, components, width = state.shape
+    per_row = 2 * components * chunk_size + chunk_size**2 + components * width  # of a chunk: see `_CausalScan.chunks`
+    return (
+        torch.empty_like(values),
+        torch.empty_like(state, memory_format=torch.contiguous_format),
+        state.new_empty(heads, batch, layout.length, 1),
+        state.new_empty(layout.num_blocks, heads * batch, components, width),
+        state.new_empty(layout.num_kept, layout.step * heads * batch * per_row // chunk_size),
+    )
+
+
+@torch.library.custom_op(f"{NAMESPACE}::causal_backward", mutates_args=())
+def _backward(
+    grad_output: Tensor,
+    grad_state: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    weights: Tensor,
+    constant: Tensor,
+    centre: Tensor,
+    mask: Tensor | None,
+    log_decay: Tensor | None,
+    segments: Tensor | None,
+    output: Tensor,
+    normaliser: Tensor,
+    states: Tensor,
+    kept: Tensor,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values, weights, constant, log decays (empty without a gate) and the first state."""
+    with torch.autocast(device_type=values.device.type, enabled=False):
+        scan = _CausalScan(queries, keys, values, weights, constant, centre, mask, log_decay, segments)
+        work, sides = scan.work, RoutingGradients([queries, keys], scan.weights)
+        grad_values = torch.empty_like(values)
+        grad_log_decay = states.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
+        running = rows_first(grad_state)  # gradient of the state after the chunk at hand
+        blocks = Layout.of(queries, chunk_size, keep=len(kept) > 0).blocks()
+        for block, state in reversed(list(zip(blocks, states))):
+            span = slice(block.start, block.stop)
+            c = scan.chunks(block, state, kept, is_filled=True)
+            grad = grad_weighted(work, block, grad_output, output, normaliser).view(c.values.shape)
+
+            query_gamma, key_gamma = reading, writing = c.gamma
+            if c.decay is not None:
+                reading, writing = reading * c.decay.read, writing * c.decay.write
+            before, states_before = c.before, c.before.flatten(0, 1)
+            grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *states_before.shape)).view(before.shape)
+            grad_written, grad_carry = work("grad_written", *before.shape), work("grad_carry", *before.shape[:2])
+            grad_written[:, -1] = running
+            earlier = [torch.empty_like(running), *grad_written.unbind(1)[:-1]]
+            for chunk in reversed(range(before.shape[1])):
+                here = grad_written[:, chunk]
+                if log_decay is not None:
+                    torch.sum(here * before[:, chunk], dim=(-2, -1), out=grad_carry[:, chunk])
+                _carry_on(here, c.decay and c.decay.carry[:, chunk], grad_before[:, chunk], out=earlier[chunk])
+            running = earlier[0]
+            grad_written = grad_written.flatten(0, 1)
+
+            grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
+            grad_query, grad_key = grad_gamma = work("grad_gamma", *c.gamma.shape)
+            torch.bmm(grad, states_before.mT, out=grad_query)
+            torch.bmm(c.values, grad_written.mT, out=grad_key)
+            if c.decay is None:
+                grad_affinity.tril_()
+            else:
+                grad_query.mul_(c.decay.read)
+                grad_key.mul_(c.decay.write)
+                if log_decay is not None:
+                    grad_total = grad_carry.view(-1) * c.decay.carry.view(-1)
+                    here = _grad_log_decay(c, grad_affinity * c.affinity, grad_query, grad_key, grad_total)
+                    target = grad_log_decay.transpose(0, 1)[:, :, span]
+                    target.copy_(here.view(target.shape))
+                grad_affinity.mul_(c.decay.inside)
+            grad_query.baddbmm_(grad_affinity, key_gamma)
+            grad_key.baddbmm_(grad_affinity.mT, query_gamma)
+            sides.add(work, block, c.features, c.gamma, grad_gamma)
+
+            width = values.shape[-1]
+            target = grad_values.transpose(0, 1)[:, :, span]
+            here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
+            target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(target.shape))
+        grad_weights, grad_constant = sides.weights.view(weights.shape), sides.constant.view(constant.shape)
+        grad_state = batch_first(running, values)
+        return *sides.inputs, grad_values, grad_weights, grad_constant, grad_log_decay, grad_state
+
+
+def _grad_log_decay(chunks: _Chunks, moved, grad_query, grad_key, grad_total) -> Tensor:
+    """
+    Gradient of the log decays of a block, `[chunks, C]`. All that decays does so by `exp` of a difference of elapsed
+    log decays, so that its gradient times its value goes to the two ends.
+
+    Args:
+        moved: affinity times its gradient, `[chunks, C, C]`.
+        grad_query, grad_key: gradients of the responsibilities that came through the states, `[chunks, C, K]`.
+        grad_total: gradient of the log of what a chunk carries on, `[chunks]`.
+    """
+    reading = torch.linalg.vecdot(grad_query, chunks.gamma[0])
+    writing = torch.linalg.vecdot(grad_key, chunks.gamma[1])
+    grad_elapsed = moved.sum(-1) - moved.sum(-2) + reading - writing
+    grad_total = grad_total + writing.sum(-1)
+    return grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
+
+
+@_backward.register_fake
+def _(
+    grad_output, grad_state, queries, keys, values, weights, constant, centre, mask, log_decay, segments, output,
+    normaliser, states, kept, chunk_size,
+):  # fmt: skip
+    grad_log_decay = states.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
+    inputs = (torch.empty_like(x) for x in (queries, keys, values, weights, constant))
+    return *inputs, grad_log_decay, grad_state.new_empty(grad_state.shape)
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    *tensors, _, _, ctx.chunk_size, _ = inputs
+    result, state, *recorded = output
+    ctx.state_shape = state.shape
+    ctx.save_for_backward(*tensors, result, *recorded)
+
+
+def _gradients(ctx, grad_output, grad_state, *_):
+    *tensors, states, kept = ctx.saved_tensors
+    log_decay, output = tensors[7], tensors[9]
+    grad_output = torch.zeros_like(output) if grad_output is None else grad_output
+    grad_state = states.new_zeros(ctx.state_shape) if grad_state is None else grad_state
+    *grads, grad_log_decay, grad_state = _backward(grad_output, grad_state, *tensors, states, kept, ctx.chunk_size)
+    grad_log_decay = None if log_decay is None else grad_log_decay
+    return *grads, None, None, grad_log_decay, None, grad_state, None, None, None
+
+
+causal_scan.register_autograd(_gradients, setup_context=_setup)
