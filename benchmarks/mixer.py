@@ -39,7 +39,7 @@ class Arguments:
     rounds: int = field(default=15, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=8.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     longest_softmax: int = field(default=16384, metadata={"help": "Tokens beyond which SDPA is left out."})
-    longest_cumsum: int = field(default=4096, metadata={"help": "Tokens beyond which the cumsum form is left out."})
+    longest_cumsum: int = field(default=2048, metadata={"help": "Tokens beyond which the cumsum form is left out."})
     longest_mamba: int = field(default=512, metadata={"help": "Tokens beyond which Mamba is left out."})
     floor: bool = field(default=False, metadata={"help": "Also time the matrix products of GMA alone."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
