@@ -36,7 +36,7 @@ def machine(device: str) -> str:
 def keep_freed_memory() -> None:
     """
     Lets glibc keep what is freed, for all contenders. It gives large tensors back to Linux, and when the next one is
-    written each of its pages is a fault: from 8,192 tokens on that is a seventh of the time of GMA.
+    written each of its pages is a fault.
     """
     libc = ctypes.CDLL("libc.so.6")
     never_map, never_trim = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD

@@ -1,7 +1,7 @@
 """
 Speed and memory of the mixers alone, causal, side by side in one run: forward, forward and backward, peak memory.
 
-    python benchmarks/mixer.py                       # two CPU cores, float32: about 25 minutes
+    python benchmarks/mixer.py                       # two CPU cores, float32: about 7 minutes
     python benchmarks/mixer.py --lengths 512 1024    # a few minutes
     python benchmarks/mixer.py --device cuda --dtype bfloat16 --batch_size 8 --rounds 20
 

@@ -23,8 +23,12 @@ CHROMIUM = shutil.which("chromium")
 
 
 # Text of the kind that each was trained on, held out
-TEXTS = {"gma-shakespeare": "shakespeare_end.txt", "gma-wikitext2": "wikitext.txt", "gma-minilm-l6": "enwik8.txt"}
-TEXTS |= {"gma-imdb-bytes": "reviews.txt"}
+TEXTS = {
+    "gma-imdb-bytes": "reviews.txt",
+    "gma-minilm-l6": "enwik8.txt",
+    "gma-shakespeare": "shakespeare_end.txt",
+    "gma-wikitext2": "wikitext.txt",
+}
 
 
 def text_of(checkpoint):

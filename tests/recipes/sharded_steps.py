@@ -60,4 +60,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    os._exit(0)  # in one of twenty runs torch 2.13 aborts while the interpreter ends, after all is done
+    os._exit(0)  # torch 2.13 aborts now and then while the interpreter ends, after all is done

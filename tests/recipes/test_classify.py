@@ -60,7 +60,7 @@ def test_learns_resumes_and_is_evaluated_alike(recipe, files, tmp_path):
 
     tuned = arguments(files, tmp_path / "tuned", "--model_name_or_path", folder, "--max_steps", 10)
     tuned += ["--model_config", '{"classifier_pooling": "mean"}']
-    assert recipe.main(tuned)["eval_accuracy"] > 0.9
+    assert recipe.main(tuned)["eval_accuracy"] > 0.95
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["classifier_pooling"] == "mean"
 
 
