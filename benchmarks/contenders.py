@@ -12,7 +12,7 @@ from gma_hf.model.functional_gma import append_ones, read, responsibilities, sco
 from gma_hf.model.mixing_gma import mix_causal
 
 
-EPSILON, CHUNK = 1e-6, 64
+EPSILON = 1e-6
 Mixer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -30,10 +30,14 @@ class Mixture(nn.Module):
 
 
 class GMA(Mixture):
-    """The mixer of this package."""
+    """The mixer of this package, in chunks of `chunk_size` tokens."""
+
+    def __init__(self, heads: int, components: int, width: int, chunk_size: int):
+        super().__init__(heads, components, width)
+        self.chunk_size = chunk_size
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return mix_causal(queries, keys, values, self.scores(), EPSILON, CHUNK)[0]
+        return mix_causal(queries, keys, values, self.scores(), EPSILON, self.chunk_size)[0]
 
 
 class CumsumGMA(Mixture):
@@ -53,20 +57,24 @@ class Softmax(nn.Module):
 
 
 class Linear(nn.Module):
-    """Linear attention with the features elu(x) + 1 (Katharopoulos et al., 2020), in the same chunks, by autograd."""
+    """Linear attention with the features elu(x) + 1 (Katharopoulos et al., 2020), in chunks too, by autograd."""
+
+    def __init__(self, chunk_size: int):
+        super().__init__()
+        self.chunk_size = chunk_size
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         length = values.shape[2]
-        values = append_ones(values)
-        padding = (0, 0, 0, -length % CHUNK)
+        extended = append_ones(values)
+        padding = (0, 0, 0, -length % self.chunk_size)
         queries, keys, extended = (
-            F.pad(x, padding).unflatten(2, (-1, CHUNK))
-            for x in (F.elu(queries).to(values.dtype) + 1, F.elu(keys).to(values.dtype) + 1, values)
+            F.pad(x, padding).unflatten(2, (-1, self.chunk_size))
+            for x in (F.elu(queries).to(extended.dtype) + 1, F.elu(keys).to(extended.dtype) + 1, extended)
         )
         written = keys.mT @ extended
         before = written.cumsum(dim=2) - written
         weighted = (queries @ keys.mT).tril() @ extended + queries @ before
-        return read(weighted.flatten(2, 3)[:, :, :length], EPSILON)
+        return read(weighted.flatten(2, 3)[:, :, :length], EPSILON).to(values.dtype)
 
 
 class Mamba(nn.Module):
@@ -82,12 +90,12 @@ class Mamba(nn.Module):
         return self.mixer(hidden_states[..., : hidden_states.shape[-1] // 2])
 
 
-def contenders(heads: int, width: int, components: int) -> dict[str, nn.Module]:
-    """All of them, by name."""
+def contenders(heads: int, width: int, components: int, chunk_size: int, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """All of them, by name, for queries, keys and values in `dtype`; mixtures are float32."""
     return {
-        "GMA": GMA(heads, components, width),
+        "GMA": GMA(heads, components, width, chunk_size),
         "softmax (SDPA)": Softmax(),
-        "linear (elu + 1)": Linear(),
+        "linear (elu + 1)": Linear(chunk_size),
         "GMA by cumsum": CumsumGMA(heads, components, width),
-        "Mamba": Mamba(heads, width),
+        "Mamba": Mamba(heads, width).to(dtype),
     }

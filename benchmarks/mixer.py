@@ -34,6 +34,7 @@ class Arguments:
     heads: int = field(default=8, metadata={"help": "Heads."})
     width: int = field(default=64, metadata={"help": "Width of queries, keys and values of a head."})
     components: int = field(default=64, metadata={"help": "K, the components of a head."})
+    chunk_size: int = field(default=64, metadata={"help": "Tokens per chunk of GMA and of linear attention."})
     dtype: str = field(default="float32", metadata={"help": "Of queries, keys and values."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=15, metadata={"help": "Turns of each contender; the median counts."})
@@ -44,6 +45,11 @@ class Arguments:
     floor: bool = field(default=False, metadata={"help": "Also time the matrix products of GMA alone."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
     seed: int = field(default=0, metadata={"help": "Of the random inputs."})
+
+
+def all_mixers(args: Arguments) -> dict[str, nn.Module]:
+    """The contenders in these sizes."""
+    return contenders(args.heads, args.width, args.components, args.chunk_size, getattr(torch, args.dtype))
 
 
 def random_inputs(args: Arguments, length: int) -> list[torch.Tensor]:
@@ -90,7 +96,7 @@ def products_alone(call: Callable[[], object], device: str) -> Callable[[], obje
 
 def measured_call(args: Arguments, name: str, length: int) -> Callable[[], object]:
     """Forward and backward of one contender, from nothing."""
-    mixer = contenders(args.heads, args.width, args.components)[name].to(args.device)
+    mixer = all_mixers(args)[name].to(args.device)
     return forward_and_backward(mixer, random_inputs(args, length))
 
 
@@ -123,7 +129,7 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(args.seed)
     longest = {SOFTMAX: args.longest_softmax, "GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
-    mixers = contenders(args.heads, args.width, args.components)
+    mixers = all_mixers(args)
     at = {n: [name for name in mixers if n <= longest.get(name, n)] for n in args.lengths}
 
     memory, forwards, both = ({name: {} for name in mixers} for _ in range(3))

@@ -75,13 +75,15 @@ def model(args: Arguments, name: str) -> GMAForCausalLM:
         num_attention_heads=args.heads,
         num_components=args.components,
         max_position_embeddings=max(args.lengths),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,  # softmax layers alone would have it
         layer_types=["full_attention" if name == "softmax (SDPA)" else "gma"] * args.layers,
         **({"conv_kernel_size": 4, "forget_gate": True} if name == "GMA + conv + gate" else {}),
     )
     network = GMAForCausalLM(config)
     for layer in network.model.layers:
         if name == "linear (elu + 1)":
-            layer.attention = Substitute(args, Linear())
+            layer.attention = Substitute(args, Linear(network.config.chunk_size))
         elif name == "GMA by cumsum":
             width = args.hidden_size // args.heads
             layer.attention = Substitute(args, CumsumGMA(args.heads, args.components, width))

@@ -22,10 +22,20 @@ FIGURES = {"mixer": ["forward", "forward + backward"], "decode": ["time per toke
 FIGURES["encoder"] = ["encoding", "peak memory"]
 
 
+def run(name, *arguments):
+    command = [sys.executable, f"benchmarks/{name}.py", *RUNS[name].split(), *arguments]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", ["mixer", "decode", "model"])
+def test_a_benchmark_runs_in_half_precision(tmp_path, name):
+    run(name, "--dtype", "bfloat16", "--output_dir", str(tmp_path))
+    assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["arguments"]["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs(tmp_path, name):
-    command = [sys.executable, f"benchmarks/{name}.py", *RUNS[name].split(), "--output_dir", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    run(name, "--output_dir", str(tmp_path))
     report = json.loads((tmp_path / f"{name}_cpu.json").read_text())
     assert "threads" in report["machine"]
     for title in FIGURES.get(name, []):
