@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -32,11 +32,21 @@ class ModelArguments:
     )
 
     def choices(self) -> dict:
-        """What `model_config` says."""
+        """
+        What `model_config` says.
+
+        Raises:
+            ValueError: if it is neither JSON nor a file of JSON.
+        """
         if self.model_config is None:
             return {}
         is_text = self.model_config.lstrip().startswith("{")
-        return json.loads(self.model_config if is_text else Path(self.model_config).read_text(encoding="utf-8"))
+        if not is_text and not Path(self.model_config).is_file():
+            raise ValueError(f"`model_config` must be JSON or a file of it, but {self.model_config!r} is neither.")
+        try:
+            return json.loads(self.model_config if is_text else Path(self.model_config).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`model_config` must be JSON, but {self.model_config!r} is not: {error}.") from error
 
 
 @dataclass
@@ -70,9 +80,23 @@ class RunArguments:
 
 
 def checkpoint_to_resume(training: TrainingArguments) -> str | None:
-    """The one that is named, else the last one in `output_dir`, which another process may be about to make."""
+    """
+    The one that is named, else the last one in `output_dir`, which another process may be about to make.
+
+    Raises:
+        ValueError: if it has been trained for as long as is asked for: Trainer would take a step behind the end.
+    """
     folder = training.output_dir
-    return training.resume_from_checkpoint or (get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    checkpoint = training.resume_from_checkpoint or (get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    name, done, asked = "max_steps", state.global_step, training.max_steps
+    if training.max_steps <= 0:
+        name, done, asked = "num_train_epochs", state.epoch, training.num_train_epochs
+    if done >= asked:
+        raise ValueError(f"`{name}` must be above {done:g} to go on from {checkpoint!r}, but it is {asked:g}.")
+    return checkpoint
 
 
 def parse(kinds: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:

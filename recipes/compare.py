@@ -44,7 +44,10 @@ class CompareArguments:
     output_dir: str = field(metadata={"help": "Where runs, table and plot go."})
     task: str = field(default="causal_lm", metadata={"help": "causal_lm or classification."})
     mixers: list[str] | None = field(
-        default=None, metadata={"help": "Of recipes/baselines.py, or mamba (causal_lm); all by default."}
+        default=None,
+        metadata={
+            "help": f"Of {', '.join(map(repr, MIXERS))} and, for causal_lm, 'mamba', each in quotes; all by default."
+        },
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of weights and order."})
     learning_rates: list[float] = field(
@@ -73,7 +76,7 @@ class CompareArguments:
         self.mixers = known if self.mixers is None else self.mixers
         for mixer in self.mixers:
             if mixer not in known:
-                raise ValueError(f"`mixers` must be of {', '.join(known)}, but one is {mixer!r}.")
+                raise ValueError(f"`mixers` must be of {', '.join(map(repr, known))}, but one is {mixer!r}.")
 
     @property
     def runs(self) -> Path:

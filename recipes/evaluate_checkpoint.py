@@ -5,7 +5,7 @@ the masked tokens, a classifier by its accuracy. Which of them it is, its config
     python recipes/evaluate_checkpoint.py --checkpoint model_cards/gma-shakespeare \
         --test_file tests/data/shakespeare.txt
     python recipes/evaluate_checkpoint.py --checkpoint runs/gma-sst2 --test_file ../shared/data/sst2/test.tsv \
-        --text_column sentence --output_file metrics.json
+        --text_column sentence --max_length 64 --output_file metrics.json
 
 A data set of the Hub: `--dataset_name Salesforce/wikitext --dataset_config_name wikitext-2-raw-v1`. Prints the metrics
 as JSON.
@@ -151,6 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     metrics = task(model, AutoTokenizer.from_pretrained(args.checkpoint), load_texts(args), args)
     text = json.dumps(metrics, indent=1)
     if args.output_file is not None:
+        Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
         Path(args.output_file).write_text(text + "\n")
     print(text)
     return metrics

@@ -30,6 +30,11 @@ def test_trains_resumes_and_fine_tunes(recipe, tmp_path):
     resumed = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
     state = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())
     assert state["global_step"] == 20
+    with pytest.raises(
+        ValueError, match="`max_steps` must be above 20 to go on from '.*checkpoint-20', but it is 20."
+    ):
+        recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
+    assert not (tmp_path / "run" / "checkpoint-21").exists()
     assert resumed["eval_loss"] < first["eval_loss"] < torch.log(torch.tensor(257.0))
     assert resumed["perplexity"] == pytest.approx(torch.tensor(resumed["eval_loss"]).exp().item(), rel=1e-4)
 
@@ -55,6 +60,11 @@ def test_takes_another_architecture(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
+        (
+            ["--train_file", TEXT, "--train_tokenizer", 300, "--model_config", "{1"],
+            "`model_config` must be JSON, but '{1'",
+        ),
+        (["--train_file", TEXT, "--train_tokenizer", 300, "--model_config", "no.json"], "a file of it, but 'no.json'"),
         (["--train_tokenizer", 300], "Exactly one of `dataset_name` and `train_file` must be given"),
         (["--train_file", "no/such/file", "--train_tokenizer", 300], "must be files, but 'no/such/file' is none"),
         (["--train_file", TEXT], "One of `tokenizer_name`, `train_tokenizer` and `model_name_or_path` must be given"),
