@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .functional_gma import ScoreWeights
-from .routing_gma import NAMESPACE
+from .routing_gma import NAMESPACE, refuse_second_derivative
 
 
 try:
@@ -270,6 +270,7 @@ def _gradients(ctx, grad_gamma):
 
 
 route_side.register_autograd(_gradients, setup_context=_setup)
+_backward.register_autograd(refuse_second_derivative)
 
 
 def _empty_gamma(x: Tensor, constant: Tensor) -> Tensor:

@@ -3,8 +3,8 @@ The causal form of many tokens as one operator, forward and backward by hand (pa
 
 Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state. The
 operator walks in blocks of chunks, keeps its inputs and the state before each block, and computes the responsibilities
-again in the backward, so that what it stores does not grow with the number of components. `torch.compile` takes it as
-one node, whatever the length. A second derivative is refused by PyTorch: the backward has no formula of its own.
+again in the backward, but for those of the last blocks, which are kept: what it stores of a long sequence are states.
+`torch.compile` takes it as one node, whatever the length. A second derivative is refused.
 
 Inside, heads come before the batch.
 """
@@ -28,6 +28,7 @@ from .routing_gma import (
     features,
     grad_weighted,
     read_weighted,
+    refuse_second_derivative,
     route,
     rows_first,
 )
@@ -328,3 +329,4 @@ def _gradients(ctx, grad_output, grad_state, *_):
 
 
 causal_scan.register_autograd(_gradients, setup_context=_setup)
+_backward.register_autograd(refuse_second_derivative)

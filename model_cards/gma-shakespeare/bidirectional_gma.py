@@ -3,8 +3,7 @@ The bidirectional form as one operator, forward and backward by hand: all keys w
 be fewer queries than keys, or none, and the other way round.
 
 The operator walks in blocks of tokens, keeps its inputs and the state, and computes the responsibilities again in the
-backward. `torch.compile` takes it as one node. A second derivative is refused by PyTorch: the backward has no formula
-of its own.
+backward. `torch.compile` takes it as one node. A second derivative is refused.
 
 Inside, heads come before the batch.
 """
@@ -23,6 +22,7 @@ from .routing_gma import (
     features,
     grad_weighted,
     read_weighted,
+    refuse_second_derivative,
     route,
     rows_first,
 )
@@ -144,3 +144,4 @@ def _gradients(ctx, grad_output, grad_state, _):
 
 
 bidirectional_mix.register_autograd(_gradients, setup_context=_setup)
+_backward.register_autograd(refuse_second_derivative)

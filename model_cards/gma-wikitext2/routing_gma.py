@@ -38,6 +38,14 @@ class Workspace:
         return self.buffers[name][:size].view(shape)
 
 
+def refuse_second_derivative(ctx, *grads: torch.Tensor) -> None:
+    """The derivative of an operator that is itself a backward by hand."""
+    raise NotImplementedError(
+        "GMA has no second derivative: `create_graph` must be False where a gradient passes through its mixer, but it "
+        "is True."
+    )
+
+
 class Block(NamedTuple):
     """Tokens `start` to `stop`, cut into chunks of `size` tokens; `kept`: its place among the blocks that are kept."""
 
