@@ -61,5 +61,5 @@ def test_an_unknown_task_is_refused(recipe, tmp_path):
 
 
 def test_an_unknown_mixer_is_refused(recipe, tmp_path):
-    with pytest.raises(ValueError, match="`mixers` must be of softmax, .* but one is 'rnn'"):
+    with pytest.raises(ValueError, match="`mixers` must be of 'softmax', .* but one is 'rnn'"):
         recipe.main(["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "rnn"])
