@@ -24,22 +24,22 @@ from gma_hf.model.attention_gma import GaussianMixtureAttention
 
 
 MODEL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_dropout_prob": 0.0}
-STACKS = {
-    "GMA": {},
-    "GMA + conv + gate": {"conv_kernel_size": 4, "forget_gate": True},
-    "GMA + conv + gates, no positions": {
-        "conv_kernel_size": 4,
-        "forget_gate": True,
-        "output_gate": True,
+ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True}
+STARTS = {
+    "softmax": {"layer_types": ["full_attention"] * 4},
+    "GMA, temperature 0.2": {},
+    "GMA, temperature 0.5": {"routing_temperature": 0.5},
+    "GMA, temperature 1.0": {"routing_temperature": 1.0},
+    "GMA, normalised, 0.2": {"normalize_routing": True},
+    "GMA + conv + gate, 0.2": ADDITIONS,
+    "GMA + conv + gate, normalised, 0.2": {**ADDITIONS, "normalize_routing": True},
+    "GMA + conv + gate, normalised, 0.5": {**ADDITIONS, "normalize_routing": True, "routing_temperature": 0.5},
+    "GMA + conv + gate, normalised, 0.2, no positions": {
+        **ADDITIONS,
+        "normalize_routing": True,
         "position_embedding": "none",
     },
 }
-TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
-STARTS = {"softmax": {"layer_types": ["full_attention"] * 4}}
-for stack, fields in STACKS.items():
-    for value in TEMPERATURES:
-        STARTS[f"{stack}, {value}"] = fields | {"routing_temperature": value}
-    STARTS[f"{stack}, normalised, 0.2"] = fields | {"routing_temperature": 0.2, "normalize_routing": True}
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
