@@ -1,23 +1,45 @@
 """
 Time per generated token and bytes of what is remembered, at contexts from 1,000 to 100,000 tokens: a GMA model beside
-a GPT-2 of the same size with its key-value cache, in one run, both with random weights.
+a GPT-2 of the same size with its key-value cache, linear attention in GMA's network, and a Mamba of about the same
+size, in one run, all with random weights.
 
     python benchmarks/decode.py                               # two CPU cores, float32
     python benchmarks/decode.py --device cuda --dtype bfloat16
 
-GMA reads the context in pieces. GPT-2's cache is filled with random keys and values instead, since reading 100,000
-tokens would take it hours on a CPU; the time of a step does not depend on what the cache holds. GPT-2's cache grows by
-concatenation, as `DynamicCache` does it; with `--static` it is a preallocated `StaticCache`.
+GMA reads the context in pieces. The time of a step does not depend on what is remembered, so that the others are
+spared the hours that reading would take them. GPT-2's caches are filled with random keys and values: one that grows by
+concatenation (`DynamicCache`, what `generate` takes by itself), and one that is allocated beforehand (`StaticCache`).
+Linear attention and Mamba, whose states have one size at every context, read one token and are timed once.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from harness import machine, save, time_side_by_side
-from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel, HfArgumentParser, StaticCache
+import torch.nn.functional as F
+from contenders import EPSILON
+from harness import Figures, machine, save, time_side_by_side
+from torch import nn
+from transformers import (
+    Cache,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    HfArgumentParser,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    StaticCache,
+)
+from transformers.cache_utils import LinearAttentionLayer
 
 from gma_hf import GMAConfig, GMAForCausalLM
+from gma_hf.model.attention_gma import GaussianMixtureAttention
+from gma_hf.model.functional_gma import append_ones, read
+
+
+GROWING, PREALLOCATED = "GPT-2", "GPT-2, preallocated cache"
 
 
 @dataclass
@@ -27,14 +49,13 @@ class Arguments:
     contexts: list[int] = field(
         default_factory=lambda: [1000, 4096, 16384, 32768, 65536, 100000], metadata={"help": "Tokens read before."}
     )
-    layers: int = field(default=12, metadata={"help": "Layers of both models."})
-    heads: int = field(default=12, metadata={"help": "Heads of both models."})
-    hidden_size: int = field(default=768, metadata={"help": "Width of both models."})
-    vocab_size: int = field(default=50257, metadata={"help": "Vocabulary of both models."})
+    layers: int = field(default=12, metadata={"help": "Layers of all models; of Mamba twice as many."})
+    heads: int = field(default=12, metadata={"help": "Heads of GMA, linear attention and GPT-2."})
+    hidden_size: int = field(default=768, metadata={"help": "Width of all models."})
+    vocab_size: int = field(default=50257, metadata={"help": "Vocabulary of all models."})
     components: int = field(default=64, metadata={"help": "K of GMA."})
     additions: bool = field(default=False, metadata={"help": "GMA with convolution and forget gate."})
-    static: bool = field(default=False, metadata={"help": "GPT-2 with a preallocated cache."})
-    dtype: str = field(default="float32", metadata={"help": "Of both models."})
+    dtype: str = field(default="float32", metadata={"help": "Of all models."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=15, metadata={"help": "Turns; each is one token at each context. The median counts."})
     longest_softmax: int = field(default=100000, metadata={"help": "Tokens beyond which GPT-2 is left out."})
@@ -58,6 +79,45 @@ def gma_model(args: Arguments) -> GMAForCausalLM:
     return GMAForCausalLM(config).to(args.device, getattr(torch, args.dtype)).eval()
 
 
+class LinearAttention(nn.Module):
+    """Linear attention (elu + 1) of one token at a time with GMA's projections, its state in GMA's cache."""
+
+    def __init__(self, layer: GaussianMixtureAttention):
+        super().__init__()
+        self.layer_idx, self.heads, self.widths = layer.layer_idx, layer.config.num_attention_heads, layer.qkv_widths
+        self.qkv_proj, self.o_proj = layer.qkv_proj, layer.o_proj
+
+    def forward(self, hidden_states: torch.Tensor, past_key_values: Cache, **kwargs) -> tuple[torch.Tensor, None]:
+        """`[batch, 1, hidden]` to the same."""
+        cache = past_key_values.layers[self.layer_idx]
+        queries, keys, values = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in self.qkv_proj(hidden_states).split(self.widths, dim=-1)
+        )
+        extended = append_ones(values)
+        queries, keys = (F.elu(x).to(extended.dtype) + 1 for x in (queries, keys))
+        state = keys.mT @ extended
+        if cache.state is not None:
+            state += cache.state
+        cache.update(state)
+        output = read(queries @ state, EPSILON).to(values.dtype)
+        return self.o_proj(output.transpose(1, 2).flatten(2)), None
+
+
+def linear_model(args: Arguments) -> GMAForCausalLM:
+    """GMA's network with linear attention, whose state has a row for each of a head's features."""
+    model = gma_model(replace(args, components=args.hidden_size // args.heads))
+    for layer in model.model.layers:
+        layer.attention = LinearAttention(layer.attention)
+    return model
+
+
+def mamba_model(args: Arguments) -> MambaForCausalLM:
+    """Mamba of the same width; two of its layers have about the parameters of one with attention and MLP."""
+    config = MambaConfig(vocab_size=args.vocab_size, hidden_size=args.hidden_size, num_hidden_layers=2 * args.layers)
+    return MambaForCausalLM(config).to(args.device, getattr(torch, args.dtype)).eval()
+
+
 def gpt2_model(args: Arguments) -> GPT2LMHeadModel:
     """GPT-2 with positions for the longest context."""
     config = GPT2Config(
@@ -70,7 +130,7 @@ def gpt2_model(args: Arguments) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).to(args.device, getattr(torch, args.dtype)).eval()
 
 
-def read(model: GMAForCausalLM, tokens: torch.Tensor, piece: int) -> Cache:
+def read_in_pieces(model: GMAForCausalLM, tokens: torch.Tensor, piece: int) -> Cache:
     """The cache after `tokens`, read `piece` at a time."""
     cache = DynamicCache(config=model.config)
     for part in tokens.split(piece, dim=1):
@@ -78,10 +138,10 @@ def read(model: GMAForCausalLM, tokens: torch.Tensor, piece: int) -> Cache:
     return cache
 
 
-def filled(model: GPT2LMHeadModel, length: int, args: Arguments) -> Cache:
-    """A key-value cache with `length` random tokens in it."""
+def filled(model: GPT2LMHeadModel, length: int, name: str, args: Arguments) -> Cache:
+    """A key-value cache with `length` random tokens in it, GROWING or PREALLOCATED."""
     cache = DynamicCache(config=model.config)
-    if args.static:
+    if name == PREALLOCATED:
         cache = StaticCache(config=model.config, max_cache_len=length + args.rounds + 2)
     shape = (1, args.heads, length, args.hidden_size // args.heads)
     for layer in range(args.layers):
@@ -90,12 +150,64 @@ def filled(model: GPT2LMHeadModel, length: int, args: Arguments) -> Cache:
     return cache
 
 
-def remembered(cache: Cache) -> int:
-    """Bytes of all tensors in a cache."""
+def remembered(cache: Cache) -> float:
+    """MiB of all tensors in a cache."""
     tensors = []
     for layer in cache.layers:
-        tensors += [layer.state, layer.conv_tail] if hasattr(layer, "conv_tail") else [layer.keys, layer.values]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        if isinstance(layer, LinearAttentionLayer):
+            tensors += [*layer.recurrent_states.values(), *layer.conv_states.values()]
+        else:
+            tensors += [layer.keys, layer.values]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None) / 2**20
+
+
+def step(model: PreTrainedModel, token: torch.Tensor, cache: Cache) -> Callable[[], object]:
+    """One more token."""
+    name = "cache_params" if isinstance(model, MambaForCausalLM) else "past_key_values"
+    return lambda: model(token, use_cache=True, **{name: cache})
+
+
+def constant_states(args: Arguments) -> tuple[Figures, Figures, dict[str, int]]:
+    """
+    Milliseconds per token and MiB of GMA at each context, of linear attention and of Mamba, and their parameters. All
+    contexts take turns: what is compared is the same step after different numbers of tokens.
+    """
+    models = {"GMA": gma_model(args), "linear (elu + 1)": linear_model(args), "Mamba": mamba_model(args)}
+    tokens = torch.randint(args.vocab_size, (1, max(args.contexts)), device=args.device)
+    caches = {("GMA", n): read_in_pieces(models["GMA"], tokens[:, :n], args.piece) for n in args.contexts}
+    token = tokens[:, :1]
+    caches["linear (elu + 1)", 1] = read_in_pieces(models["linear (elu + 1)"], token, 1)
+    caches["Mamba", 1] = models["Mamba"](token, use_cache=True).cache_params
+    steps = {key: step(models[key[0]], token, cache) for key, cache in caches.items()}
+    seconds = time_side_by_side(steps, args.device, args.rounds, limit=60)
+    milliseconds, mebibytes = ({name: {} for name in models} for _ in range(2))
+    for (name, context), cache in caches.items():
+        for length in [context] if name == "GMA" else args.contexts:
+            milliseconds[name][length] = seconds[name, context] * 1e3
+            mebibytes[name][length] = remembered(cache)
+    return milliseconds, mebibytes, {name: model.num_parameters() for name, model in models.items()}
+
+
+def key_value_caches(args: Arguments) -> tuple[Figures, Figures, Figures, int]:
+    """
+    Milliseconds per token and MiB of GPT-2 with each kind of cache, its time over that of a GMA model measured beside
+    it, and its parameters.
+    """
+    gma, gpt2 = gma_model(args), gpt2_model(args)
+    token = torch.zeros((1, 1), dtype=torch.long, device=args.device)
+    beside = step(gma, token, read_in_pieces(gma, token, 1))
+    milliseconds, mebibytes, ratios = ({GROWING: {}, PREALLOCATED: {}} for _ in range(3))
+    for length in [n for n in args.contexts if n <= args.longest_softmax]:
+        for name in (GROWING, PREALLOCATED):
+            cache = filled(gpt2, length, name, args)
+            calls = {name: step(gpt2, token, cache), "GMA": beside}
+            seconds = time_side_by_side(calls, args.device, args.rounds, limit=60)
+            milliseconds[name][length] = seconds[name] * 1e3
+            mebibytes[name][length] = remembered(cache)
+            ratios[name][length] = seconds[name] / seconds["GMA"]
+            del cache, calls
+        print(f"{length:,} tokens done", flush=True)
+    return milliseconds, mebibytes, ratios, gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel()
 
 
 @torch.inference_mode()
@@ -103,48 +215,22 @@ def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     torch.manual_seed(args.seed)
-    gma = gma_model(args)
-    tokens = torch.randint(args.vocab_size, (1, max(args.contexts)), device=args.device)
-    token = tokens[:, :1]
-    caches = {length: read(gma, tokens[:, :length], args.piece) for length in args.contexts}
-    steps = {f"GMA {n}": lambda n=n: gma(token, past_key_values=caches[n]) for n in args.contexts}
-    # All contexts take turns: what is compared is the same step after different numbers of tokens
-    milliseconds = {"GMA": {}, "GPT-2": {}}
-    bytes_ = {"GMA": {}, "GPT-2": {}}
-    for name, seconds in time_side_by_side(steps, args.device, args.rounds, limit=60).items():
-        milliseconds["GMA"][int(name.split()[1])] = seconds * 1e3
-    for length, cache in caches.items():
-        bytes_["GMA"][length] = remembered(cache) / 2**20
-
-    gpt2 = gpt2_model(args)
-    beside = {}
-    for length in [n for n in args.contexts if n <= args.longest_softmax]:
-        cache = filled(gpt2, length, args)
-        bytes_["GPT-2"][length] = remembered(cache) / 2**20
-        calls = {
-            "GPT-2": lambda cache=cache: gpt2(token, past_key_values=cache),
-            "GMA": lambda n=length: gma(token, past_key_values=caches[n]),
-        }
-        seconds = time_side_by_side(calls, args.device, args.rounds, limit=60)
-        milliseconds["GPT-2"][length] = seconds["GPT-2"] * 1e3
-        beside[length] = seconds["GPT-2"] / seconds["GMA"]
-        print(f"{length:,} tokens done", flush=True)
-        del cache, calls
-    shortest = milliseconds["GMA"][min(args.contexts)]
-    ratios = {
-        "GPT-2's time per token over GMA's": beside,
-        "GMA's time per token over that at the shortest context": {
-            n: value / shortest for n, value in milliseconds["GMA"].items()
-        },
+    milliseconds, mebibytes, parameters = constant_states(args)
+    of_gpt2 = key_value_caches(args)
+    milliseconds, mebibytes = milliseconds | of_gpt2[0], mebibytes | of_gpt2[1]
+    shortest = min(args.contexts)
+    ratios = {f"{name}: its time per token over GMA's": row for name, row in of_gpt2[2].items()}
+    for name in ("linear (elu + 1)", "Mamba"):
+        ratio = milliseconds[name][shortest] / milliseconds["GMA"][shortest]
+        ratios[f"{name}: its time per token over GMA's"] = {shortest: ratio}
+    ratios["GMA's time per token over that at the shortest context"] = {
+        n: value / milliseconds["GMA"][shortest] for n, value in milliseconds["GMA"].items()
     }
     panels = {
         "time per token": (milliseconds, "milliseconds"),
-        "state or key-value cache": (bytes_, "MiB"),
+        "state or key-value cache": (mebibytes, "MiB"),
     }
-    parameters = {
-        "GMA": gma.num_parameters(),
-        "GPT-2 without positions": gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel(),
-    }
+    parameters["GPT-2 without positions"] = of_gpt2[3]
     report = {"machine": machine(args.device), "arguments": asdict(args), "parameters": parameters, "ratios": ratios}
     report |= {title: figures for title, (figures, _) in panels.items()}
     save(Path(args.output_dir), f"decode_{args.device}", report, panels)

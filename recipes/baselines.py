@@ -162,15 +162,18 @@ class Mixer(NamedTuple):
 CONV = {"conv_kernel_size": 4}
 BOTH = CONV | {"forget_gate": True}
 GATES = BOTH | {"output_gate": True}
-NO_POSITIONS = GATES | {"position_embedding": "none"}
+NONE = {"position_embedding": "none"}
+NO_POSITIONS = GATES | NONE
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
     "softmax + conv": Mixer(ConvolvedSoftmaxAttention, CONV),
+    "softmax + conv, no positions": Mixer(ConvolvedSoftmaxAttention, CONV | NONE),
     "linear": Mixer(LinearAttention),
     "linear + conv + gate": Mixer(LinearAttention, BOTH),
     "linear + conv + gates, no positions": Mixer(LinearAttention, NO_POSITIONS),
     "performer": Mixer(Performer),
     "performer + conv + gate": Mixer(Performer, BOTH),
+    "performer + conv + gates, no positions": Mixer(Performer, NO_POSITIONS),
     "gma": Mixer(),
     "gma + conv": Mixer(fields=CONV),
     "gma + conv + gate": Mixer(fields=BOTH),

@@ -8,6 +8,10 @@ WikiText-2 through a BPE of 8,000 (what was run of it: recipes/RESULTS.md), IMDB
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes.yaml
     python recipes/compare.py --config recipes/configs/compare-listops.yaml
 
+IMDB a second time, as causal networks that learn the next byte first, each with its own mixer:
+
+    python recipes/compare.py --config recipes/configs/compare-imdb-bytes-pretrained.yaml
+
 `--quick True` makes any of them small (network, steps, seeds). Without data, on the text sample of the tests, and on
 ListOps, in a minute:
 
@@ -42,11 +46,11 @@ class CompareArguments:
     """What is compared, and for how long."""
 
     output_dir: str = field(metadata={"help": "Where runs, table and plot go."})
-    task: str = field(default="causal_lm", metadata={"help": "causal_lm or classification."})
+    task: str = field(default="causal_lm", metadata={"help": f"One of {', '.join(TASKS)}."})
     mixers: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Of {', '.join(map(repr, MIXERS))} and, for causal_lm, 'mamba', each in quotes; all by default."
+            "help": f"Of {', '.join(map(repr, MIXERS))}; for causal_lm 'mamba'; in quotes. All that the task admits."
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of weights and order."})
@@ -54,6 +58,10 @@ class CompareArguments:
         default_factory=lambda: [1e-3, 2e-3, 4e-3], metadata={"help": "Grid; the best with the first seed is taken."}
     )
     max_steps: int = field(default=800, metadata={"help": "Training steps of each run."})
+    pretraining_steps: int = field(
+        default=1000, metadata={"help": "Steps on the next token before those, for pretrained_classification."}
+    )
+    pretraining_batch_size: int = field(default=8, metadata={"help": "Blocks per step of those."})
     tuning_steps: int = field(
         default=200, metadata={"help": "Training steps of each run that chooses a learning rate."}
     )
@@ -71,8 +79,11 @@ class CompareArguments:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but it is {self.task!r}.")
-        # An encoder has no forget gate, and Mamba is causal
-        known = [*MIXERS, "mamba"] if self.task == "causal_lm" else [name for name in MIXERS if "gate" not in name]
+        known = list(MIXERS)
+        if self.task == "causal_lm":
+            known.append("mamba")
+        if self.task == "classification":  # an encoder has no forget gate
+            known = [name for name in MIXERS if "gate" not in name]
         self.mixers = known if self.mixers is None else self.mixers
         for mixer in self.mixers:
             if mixer not in known:
@@ -86,16 +97,13 @@ class CompareArguments:
 
 QUICK = {"max_steps": 10, "tuning_steps": 4, "batch_size": 2, "hidden_size": 32, "num_hidden_layers": 4}
 QUICK |= {"num_attention_heads": 2, "num_components": 16, "seeds": [0, 1], "learning_rates": [1e-3, 4e-3]}
-QUICK |= {"evaluation_examples": 64}
+QUICK |= {"evaluation_examples": 64, "pretraining_steps": 10, "pretraining_batch_size": 2}
+QUICK_LISTOPS = {"listops": [4, 40], "train_examples": 64, "validation_examples": 32, "test_examples": 1}
+QUICK_LISTOPS |= {"max_length": 41, "block_size": 32}
 QUICK_DATA = {
     "causal_lm": {"train_file": [SAMPLE], "block_size": 64, "train_tokenizer": 300},
-    "classification": {
-        "listops": [4, 40],
-        "train_examples": 64,
-        "validation_examples": 32,
-        "test_examples": 1,
-        "max_length": 41,
-    },
+    "classification": QUICK_LISTOPS,
+    "pretrained_classification": QUICK_LISTOPS,
 }
 
 
@@ -108,43 +116,26 @@ class Run:
     seed: int
     steps: int
 
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.mixer}-{self.learning_rate}-{self.seed}-{self.steps}".replace(" ", "").replace(",", "-")
+
     def train(self, args: CompareArguments, task: Task) -> dict:
         """Its figures, from the file of an earlier time if there is one (see `check_settings`)."""
-        name = f"{self.mixer}-{self.learning_rate}-{self.seed}-{self.steps}".replace(" ", "").replace(",", "-")
-        path = args.runs / f"{name}.json"
+        path = args.runs / f"{self.name}.json"
         if path.exists():
             return json.loads(path.read_text())
         set_seed(self.seed)
-        model = self.model(args, task)
-        training = TrainingArguments(
-            output_dir=str(Path(args.output_dir) / "trainer"),
-            run_name=name,
-            max_steps=self.steps,
-            learning_rate=self.learning_rate,
-            per_device_train_batch_size=args.batch_size,
-            per_device_eval_batch_size=16,
-            lr_scheduler_type="cosine",
-            warmup_steps=self.steps // 10,
-            weight_decay=0.1,
-            adam_beta2=0.99,
-            seed=self.seed,
-            save_strategy="no",
-            logging_steps=max(1, self.steps // 20),
-            report_to=args.report_to,
-            prediction_loss_only=task.metrics is None,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,  # which warns where there is no GPU
-        )
-        trainer = Trainer(
-            model=model,
-            args=training,
-            train_dataset=task.train,
-            eval_dataset=task.evaluation,
-            data_collator=task.collator,
-            compute_metrics=task.metrics,
-        )
         with PeakMemory() as memory:
             start = time.perf_counter()
+            model = self.model(args, task)
+            if task.before is not None:
+                language_model = self.model(args, task.before)
+                steps, batch_size = args.pretraining_steps, args.pretraining_batch_size
+                self.trainer(language_model, args, task.before, steps, batch_size).train()
+                model.base_model.load_state_dict(language_model.base_model.state_dict())
+            trainer = self.trainer(model, args, task, self.steps, args.batch_size)
             trainer.train()
             figures = asdict(self) | {"seconds": time.perf_counter() - start}
         figures["mebibytes"] = memory.mebibytes
@@ -158,6 +149,38 @@ class Run:
         unfinished.replace(path)
         print(f"{self.mixer}, learning rate {self.learning_rate}, seed {self.seed}: {figures['loss']:.4f}", flush=True)
         return json.loads(path.read_text())
+
+    def trainer(
+        self, model: PreTrainedModel, args: CompareArguments, task: Task, steps: int, batch_size: int
+    ) -> Trainer:
+        """For so many steps of this task."""
+        training = TrainingArguments(
+            output_dir=str(Path(args.output_dir) / "trainer"),
+            run_name=self.name,
+            max_steps=steps,
+            learning_rate=self.learning_rate,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=16,
+            lr_scheduler_type="cosine",
+            warmup_steps=steps // 10,
+            weight_decay=0.1,
+            adam_beta2=0.99,
+            seed=self.seed,
+            save_strategy="no",
+            logging_steps=max(1, steps // 20),
+            report_to=args.report_to,
+            prediction_loss_only=task.metrics is None,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,  # which warns where there is no GPU
+        )
+        return Trainer(
+            model=model,
+            args=training,
+            train_dataset=task.train,
+            eval_dataset=task.evaluation,
+            data_collator=task.collator,
+            compute_metrics=task.metrics,
+        )
 
     def model(self, args: CompareArguments, task: Task) -> PreTrainedModel:
         """The network with this mixer, without dropout."""

@@ -1,15 +1,15 @@
-"""What mixers are compared on: the next token of a text, or the class of one."""
+"""What mixers are compared on: the next token of a text, its class, or its class after its next token."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from arguments import ModelArguments
 from classify import ClassificationArguments, accuracy, load_examples, tokenize
 from classify import load_tokenizer as load_classifier_tokenizer
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from texts import load_text, make_blocks
 from tokenizing import load_tokenizer
-from transformers import DataCollatorWithPadding, EvalPrediction, default_data_collator
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, default_data_collator
 
 from gma_hf import GMAForCausalLM, GMAForSequenceClassification, GMAPreTrainedModel
 
@@ -22,23 +22,40 @@ class Task(NamedTuple):
     train: Dataset
     evaluation: Dataset
     collator: Callable[[list[dict]], dict]
-    metrics: Callable[[EvalPrediction], dict[str, float]] | None  # beside the loss
+    metrics: Callable[[EvalPrediction], dict[str, float]] | None = None  # beside the loss
+    before: Optional["Task"] = None  # what the body of the network is trained on first
 
 
 def causal_lm(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
     """The next token, evaluated on the first blocks of the validation text, `at_most` of them."""
     texts = load_text(data)
-    tokenizer = load_tokenizer(model, texts["train"], data.text_column)
-    blocks = make_blocks(texts, data.text_column, tokenizer, data.block_size)
+    return next_token(texts, data, load_tokenizer(model, texts["train"], data.text_column), data.text_column, at_most)
+
+
+def next_token(
+    texts: DatasetDict,
+    data: ClassificationArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    column: str,
+    at_most: int,
+) -> Task:
+    """The next token of the texts in this column, in blocks."""
+    blocks = make_blocks(texts, column, tokenizer, data.block_size)
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.block_size}
     evaluation = blocks["validation"].take(min(at_most, len(blocks["validation"])))
-    return Task(GMAForCausalLM, fields, blocks["train"], evaluation, default_data_collator, None)
+    return Task(GMAForCausalLM, fields, blocks["train"], evaluation, default_data_collator)
 
 
 def classification(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
     """The class of a text by an encoder, evaluated on the first validation examples, `at_most` of them."""
     examples = load_examples(data)
-    tokenizer = load_classifier_tokenizer(model, data, examples["train"])
+    return text_class(examples, data, load_classifier_tokenizer(model, data, examples["train"]), at_most)
+
+
+def text_class(
+    examples: DatasetDict, data: ClassificationArguments, tokenizer: PreTrainedTokenizerBase, at_most: int
+) -> Task:
+    """The class of the examples' texts by an encoder."""
     tokens = {split: tokenize(examples[split], tokenizer, data.max_length) for split in ("train", "validation")}
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.max_length, "is_causal": False}
     fields |= {"num_labels": max(examples["train"]["label"]) + 1, "pad_token_id": tokenizer.pad_token_id}
@@ -47,4 +64,18 @@ def classification(model: ModelArguments, data: ClassificationArguments, at_most
     return Task(GMAForSequenceClassification, fields, tokens["train"], evaluation, collator, accuracy)
 
 
-TASKS = {"causal_lm": causal_lm, "classification": classification}
+def pretrained_classification(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
+    """The class of a text by the mean over a causal network that has learned the next token of the same texts."""
+    examples = load_examples(data)
+    tokenizer = load_classifier_tokenizer(model, data, examples["train"])
+    after = text_class(examples, data, tokenizer, at_most)
+    fields = after.fields | {"is_causal": True, "classifier_pooling": "mean"}
+    before = next_token(examples, data, tokenizer, "text", at_most)
+    return after._replace(fields=fields, before=before._replace(fields=fields))
+
+
+TASKS = {
+    "causal_lm": causal_lm,
+    "classification": classification,
+    "pretrained_classification": pretrained_classification,
+}

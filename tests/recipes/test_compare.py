@@ -42,6 +42,16 @@ def test_classes_of_listops(recipe, tmp_path):
         assert f"{100 * sum(run['accuracy'] for run in runs) / 2:.2f} ±" in table
 
 
+def test_a_class_after_the_next_token(recipe, tmp_path):
+    arguments = ["--quick", "True", "--task", "pretrained_classification", "--seeds", "0", "--learning_rates", "4e-3"]
+    arguments += ["--mixers", "gma + conv + gates, no positions", "softmax + conv, no positions"]
+    results = recipe.main([*arguments, "--output_dir", str(tmp_path / "long"), "--pretraining_steps", "20"])
+    assert all(0 <= runs[0]["accuracy"] <= 1 for runs in results.values()) and len(results) == 2
+    shorter = recipe.main([*arguments, "--output_dir", str(tmp_path / "short"), "--pretraining_steps", "1"])
+    for mixer, runs in results.items():  # what was learned first is where the classifier starts
+        assert runs[0]["curve"][0] != shorter[mixer][0]["curve"][0]
+
+
 def test_quick_takes_the_data_of_a_config_and_what_is_told(recipe, tmp_path):
     config = tmp_path / "listops.yaml"
     config.write_text(
@@ -56,7 +66,7 @@ def test_quick_takes_the_data_of_a_config_and_what_is_told(recipe, tmp_path):
 
 
 def test_an_unknown_task_is_refused(recipe, tmp_path):
-    with pytest.raises(ValueError, match="`task` must be one of causal_lm, classification, but it is 'parsing'"):
+    with pytest.raises(ValueError, match="`task` must be one of causal_lm, classification, pretrained_classification, but it is 'parsing'"):
         recipe.main(["--quick", "True", "--task", "parsing", "--output_dir", str(tmp_path)])
 
 
