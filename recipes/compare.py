@@ -62,6 +62,7 @@ class CompareArguments:
         default=1000, metadata={"help": "Steps on the next token before those, for pretrained_classification."}
     )
     pretraining_batch_size: int = field(default=8, metadata={"help": "Blocks per step of those."})
+    pretraining_learning_rate: float = field(default=4e-3, metadata={"help": "Of those, for all mixers."})
     tuning_steps: int = field(
         default=200, metadata={"help": "Training steps of each run that chooses a learning rate."}
     )
@@ -132,10 +133,10 @@ class Run:
             model = self.model(args, task)
             if task.before is not None:
                 language_model = self.model(args, task.before)
-                steps, batch_size = args.pretraining_steps, args.pretraining_batch_size
-                self.trainer(language_model, args, task.before, steps, batch_size).train()
+                how = (args.pretraining_steps, args.pretraining_batch_size, args.pretraining_learning_rate)
+                self.trainer(language_model, args, task.before, *how).train()
                 model.base_model.load_state_dict(language_model.base_model.state_dict())
-            trainer = self.trainer(model, args, task, self.steps, args.batch_size)
+            trainer = self.trainer(model, args, task, self.steps, args.batch_size, self.learning_rate)
             trainer.train()
             figures = asdict(self) | {"seconds": time.perf_counter() - start}
         figures["mebibytes"] = memory.mebibytes
@@ -151,14 +152,20 @@ class Run:
         return json.loads(path.read_text())
 
     def trainer(
-        self, model: PreTrainedModel, args: CompareArguments, task: Task, steps: int, batch_size: int
+        self,
+        model: PreTrainedModel,
+        args: CompareArguments,
+        task: Task,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
     ) -> Trainer:
         """For so many steps of this task."""
         training = TrainingArguments(
             output_dir=str(Path(args.output_dir) / "trainer"),
             run_name=self.name,
             max_steps=steps,
-            learning_rate=self.learning_rate,
+            learning_rate=learning_rate,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=16,
             lr_scheduler_type="cosine",

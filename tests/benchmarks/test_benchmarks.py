@@ -14,12 +14,14 @@ RUNS = {
     "mixer": "--lengths 64 128 --heads 2 --width 8 --components 4 --rounds 1 --floor True",
     "decode": "--contexts 20 40 --layers 1 --heads 2 --hidden_size 16 --vocab_size 50 --rounds 1 --piece 16",
     "model": "--lengths 32 64 --layers 1 --heads 2 --hidden_size 16 --vocab_size 50 --rounds 1 --longest_mamba 32",
+    "chunk_size": "--lengths 32 64 --chunk_sizes 8 16 --heads 2 --width 8 --components 4 --rounds 1",
     "encoder": "--lengths 32 64 --layers 2 --heads 2 --hidden_size 16 --components 4 --rounds 1",
     "long_context": f"--text {TEXT} --document 300 --prompt 9000",
     "assisted": f"--text {TEXT} --prompts 2 --max_new_tokens 20",
 }
 FIGURES = {"mixer": ["forward", "forward + backward"], "decode": ["time per token"], "model": ["training step"]}
 FIGURES["encoder"] = ["encoding", "peak memory"]
+FIGURES["chunk_size"] = ["forward", "forward + backward"]
 
 
 def run(name, *arguments):

@@ -66,7 +66,10 @@ def test_quick_takes_the_data_of_a_config_and_what_is_told(recipe, tmp_path):
 
 
 def test_an_unknown_task_is_refused(recipe, tmp_path):
-    with pytest.raises(ValueError, match="`task` must be one of causal_lm, classification, pretrained_classification, but it is 'parsing'"):
+    with pytest.raises(
+        ValueError,
+        match="`task` must be one of causal_lm, classification, pretrained_classification, but it is 'parsing'",
+    ):
         recipe.main(["--quick", "True", "--task", "parsing", "--output_dir", str(tmp_path)])
 
 

@@ -1,0 +1,61 @@
+"""
+The causal mixer with chunks of several sizes, in turns in one run: where the default of `chunk_size` comes from.
+
+    python benchmarks/chunk_size.py
+    python benchmarks/chunk_size.py --device cuda --dtype bfloat16
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from contenders import contenders
+from harness import keep_freed_memory, machine, save, time_side_by_side
+from mixer import forward, forward_and_backward
+from transformers import HfArgumentParser
+
+
+@dataclass
+class Arguments:
+    """Sizes, and what is measured."""
+
+    chunk_sizes: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256], metadata={"help": "Tokens."})
+    lengths: list[int] = field(default_factory=lambda: [1024, 4096, 16384], metadata={"help": "Tokens."})
+    batch_size: int = field(default=1, metadata={"help": "Rows."})
+    heads: int = field(default=8, metadata={"help": "Heads."})
+    width: int = field(default=64, metadata={"help": "Width of queries, keys and values of a head."})
+    components: int = field(default=64, metadata={"help": "K, the components of a head."})
+    dtype: str = field(default="float32", metadata={"help": "Of queries, keys and values."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    rounds: int = field(default=15, metadata={"help": "Turns of each chunk size; the median counts."})
+    output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
+    seed: int = field(default=0, metadata={"help": "Of the random inputs."})
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    keep_freed_memory()
+    torch.manual_seed(args.seed)
+    dtype = getattr(torch, args.dtype)
+    mixers = {
+        f"chunks of {size}": contenders(args.heads, args.width, args.components, size, dtype)["GMA"].to(args.device)
+        for size in args.chunk_sizes
+    }
+    panels = {}
+    for title, make in (("forward", forward), ("forward + backward", forward_and_backward)):
+        figures = {name: {} for name in mixers}
+        for length in args.lengths:
+            shape = (args.batch_size, args.heads, length, args.width)
+            inputs = [torch.randn(shape, dtype=dtype, device=args.device).requires_grad_() for _ in range(3)]
+            calls = {name: make(mixer, inputs) for name, mixer in mixers.items()}
+            for name, seconds in time_side_by_side(calls, args.device, args.rounds, limit=60).items():
+                figures[name][length] = seconds * 1e3
+        panels[title] = (figures, "milliseconds")
+    report = {"machine": machine(args.device), "arguments": asdict(args)}
+    report |= {title: figures for title, (figures, _) in panels.items()}
+    save(Path(args.output_dir), f"chunk_size_{args.device}", report, panels)
+
+
+if __name__ == "__main__":
+    main()
