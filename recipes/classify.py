@@ -30,10 +30,10 @@ import numpy as np
 from arguments import ModelArguments, RunArguments, checkpoint_to_resume, parse
 from datasets import ClassLabel, Dataset, DatasetDict
 from listops import SYMBOLS, make_listops
+from models import encoder_fields, load_model
 from texts import DataArguments, load_text
 from tokenizing import load_encoder_tokenizer, word_tokenizer
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -43,8 +43,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-
-import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
 
 
 ACCURACY = Path(__file__).parent / "metrics" / "accuracy"
@@ -123,20 +121,15 @@ def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     return examples.map(encode, batched=True, remove_columns="text", desc="Tokenize")
 
 
-def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> PreTrainedModel:
+def load_classifier(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> PreTrainedModel:
     """The checkpoint that is named, with a new head if it has none, or an encoder from scratch."""
     names = class_names(examples)
     classes = {"num_labels": max(examples["label"]) + 1}
     if names is not None:
         classes = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    if args.model_name_or_path is not None:
-        return AutoModelForSequenceClassification.from_pretrained(
-            args.model_name_or_path, **(classes | args.choices())
-        )
-    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    choices = {"is_causal": False, "norm_position": "pre"} if args.model_type == "gma" else {}
-    choices |= {"vocab_size": len(tokenizer), **classes, **tokens, **args.choices()}
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(args.model_type, **choices))
+    fields = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    fields |= {"vocab_size": len(tokenizer)} | encoder_fields(args.model_type)
+    return load_model(args, AutoModelForSequenceClassification, fields, classes)
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -154,7 +147,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     examples = load_examples(data_args)
     tokenizer = load_tokenizer(model_args, data_args, examples["train"])
-    model = load_model(model_args, tokenizer, examples["train"])
+    model = load_classifier(model_args, tokenizer, examples["train"])
     tokens = {split: tokenize(of, tokenizer, data_args.max_length) for split, of in examples.items()}
 
     trainer = Trainer(

@@ -26,28 +26,16 @@ again with the same `--output_dir`, training goes on from its last checkpoint. F
 import math
 
 from arguments import ModelArguments, RunArguments, checkpoint_to_resume, parse
+from models import load_model
 from texts import DataArguments, load_text, make_blocks
 from tokenizing import load_tokenizer
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     default_data_collator,
     set_seed,
 )
-
-import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
-
-
-def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase):  # noqa: ANN201
-    """The checkpoint that is named, or a model from scratch with the vocabulary of the tokenizer."""
-    if args.model_name_or_path is not None:
-        return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **args.choices())
-    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = AutoConfig.for_model(args.model_type, **{"vocab_size": len(tokenizer), **tokens, **args.choices()})
-    return AutoModelForCausalLM.from_config(config)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -60,7 +48,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     texts = load_text(data_args)
     tokenizer = load_tokenizer(model_args, texts["train"], data_args.text_column)
-    model = load_model(model_args, tokenizer)
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = load_model(model_args, AutoModelForCausalLM, {"vocab_size": len(tokenizer), **tokens})
     blocks = make_blocks(texts, data_args.text_column, tokenizer, data_args.block_size)
 
     trainer = Trainer(

@@ -20,22 +20,19 @@ import evaluate
 import torch
 from arguments import ModelArguments, RunArguments, checkpoint_to_resume, parse
 from datasets import Dataset
+from models import encoder_fields, load_model
 from texts import DataArguments, load_text, make_blocks
 from tokenizing import load_encoder_tokenizer
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
     EvalPrediction,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     default_data_collator,
     set_seed,
 )
-
-import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
 
 
 ACCURACY = Path(__file__).parent / "metrics" / "accuracy"
@@ -46,15 +43,6 @@ class MaskingArguments:
     """What the model has to find out."""
 
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens to predict."})
-
-
-def load_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The checkpoint that is named, or an encoder from scratch with the vocabulary of the tokenizer."""
-    if args.model_name_or_path is not None:
-        return AutoModelForMaskedLM.from_pretrained(args.model_name_or_path, **args.choices())
-    choices = {"is_causal": False, "norm_position": "pre"} if args.model_type == "gma" else {}
-    choices |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **args.choices()}
-    return AutoModelForMaskedLM.from_config(AutoConfig.for_model(args.model_type, **choices))
 
 
 class MaskingCollator:
@@ -94,7 +82,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     texts = load_text(data_args)
     tokenizer = load_encoder_tokenizer(model_args, texts["train"], data_args.text_column)
-    model = load_model(model_args, tokenizer)
+    fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = load_model(model_args, AutoModelForMaskedLM, fields | encoder_fields(model_args.model_type))
     blocks = make_blocks(texts, data_args.text_column, tokenizer, data_args.block_size).remove_columns("labels")
     validation = masked_once(blocks["validation"], tokenizer, masking.mlm_probability, training_args.seed)
 

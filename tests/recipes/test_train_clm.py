@@ -65,6 +65,10 @@ def test_takes_another_architecture(recipe, tmp_path):
             "`model_config` must be JSON, but '{1'",
         ),
         (["--train_file", TEXT, "--train_tokenizer", 300, "--model_config", "no.json"], "a file of it, but 'no.json'"),
+        (
+            ["--train_file", TEXT, "--train_tokenizer", 300, "--model_config", '{"hiden_size": 8}'],
+            "`model_config` must have fields of GMAConfig, but one is 'hiden_size'",
+        ),
         (["--train_tokenizer", 300], "Exactly one of `dataset_name` and `train_file` must be given"),
         (["--train_file", "no/such/file", "--train_tokenizer", 300], "must be files, but 'no/such/file' is none"),
         (["--train_file", TEXT], "One of `tokenizer_name`, `train_tokenizer` and `model_name_or_path` must be given"),
