@@ -211,9 +211,9 @@ def check_settings(args: CompareArguments, *others: ModelArguments | Classificat
     path = Path(args.output_dir) / "settings.json"
     before = json.loads(path.read_text()) if path.exists() else settings
     for name, value in settings.items():
-        if before.get(name) != value:
+        if before.get(name, value) != value:  # no value: made before there was such a setting
             raise ValueError(
-                f"`{name}` must be as in the other runs in {args.output_dir!r}, {before.get(name)!r}, but it is "
+                f"`{name}` must be as in the other runs in {args.output_dir!r}, {before[name]!r}, but it is "
                 f"{value!r}."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
