@@ -1,5 +1,5 @@
 """
-The causal mixer with chunks of several sizes, in turns in one run: where the default of `chunk_size` comes from.
+The causal mixer in plain torch with chunks of several sizes, in turns in one run: whence the default of `chunk_size`.
 
     python benchmarks/chunk_size.py
     python benchmarks/chunk_size.py --device cuda --dtype bfloat16
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from contenders import contenders
+from contenders import GMA
 from harness import keep_freed_memory, machine, save, time_side_by_side
 from mixer import forward, forward_and_backward
 from transformers import HfArgumentParser
@@ -36,12 +36,12 @@ def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     keep_freed_memory()
-    torch.manual_seed(args.seed)
     dtype = getattr(torch, args.dtype)
-    mixers = {
-        f"chunks of {size}": contenders(args.heads, args.width, args.components, size, dtype)["GMA"].to(args.device)
-        for size in args.chunk_sizes
-    }
+    mixers = {}
+    for size in args.chunk_sizes:
+        torch.manual_seed(args.seed)  # the same mixture for all
+        mixer = GMA(args.heads, args.components, args.width, size, backend="torch")
+        mixers[f"chunks of {size}"] = mixer.to(args.device)
     panels = {}
     for title, make in (("forward", forward), ("forward + backward", forward_and_backward)):
         figures = {name: {} for name in mixers}

@@ -30,14 +30,15 @@ class Mixture(nn.Module):
 
 
 class GMA(Mixture):
-    """The mixer of this package, in chunks of `chunk_size` tokens."""
+    """The mixer of this package, in chunks of `chunk_size` tokens where `backend` is torch."""
 
-    def __init__(self, heads: int, components: int, width: int, chunk_size: int):
+    def __init__(self, heads: int, components: int, width: int, chunk_size: int, backend: str = "auto"):
         super().__init__(heads, components, width)
-        self.chunk_size = chunk_size
+        self.chunk_size, self.backend = chunk_size, backend
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return mix_causal(queries, keys, values, self.scores(), EPSILON, self.chunk_size)[0]
+        inputs = (queries, keys, values, self.scores())
+        return mix_causal(*inputs, EPSILON, self.chunk_size, backend=self.backend)[0]
 
 
 class CumsumGMA(Mixture):

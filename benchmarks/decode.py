@@ -9,7 +9,7 @@ size, in one run, all with random weights.
 GMA reads the context in pieces. The time of a step does not depend on what is remembered, so that the others are
 spared the hours that reading would take them. GPT-2's caches are filled with random keys and values: one that grows by
 concatenation (`DynamicCache`, what `generate` takes by itself), and one that is allocated beforehand (`StaticCache`).
-Linear attention and Mamba, whose states have one size at every context, read one token and are timed once.
+Linear attention and Mamba, whose states have one size at every context, have read one token.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from contenders import EPSILON
-from harness import Figures, machine, save, time_side_by_side
+from harness import machine, save, time_side_by_side
 from torch import nn
 from transformers import (
     Cache,
@@ -39,7 +39,13 @@ from gma_hf.model.attention_gma import GaussianMixtureAttention
 from gma_hf.model.functional_gma import append_ones, read
 
 
-GROWING, PREALLOCATED = "GPT-2", "GPT-2, preallocated cache"
+GMA, LINEAR, MAMBA, GROWING, PREALLOCATED = CONTENDERS = (
+    "GMA",
+    "linear (elu + 1)",
+    "Mamba",
+    "GPT-2",
+    "GPT-2, preallocated cache",
+)
 
 
 @dataclass
@@ -167,47 +173,11 @@ def step(model: PreTrainedModel, token: torch.Tensor, cache: Cache) -> Callable[
     return lambda: model(token, use_cache=True, **{name: cache})
 
 
-def constant_states(args: Arguments) -> tuple[Figures, Figures, dict[str, int]]:
-    """
-    Milliseconds per token and MiB of GMA at each context, of linear attention and of Mamba, and their parameters. All
-    contexts take turns: what is compared is the same step after different numbers of tokens.
-    """
-    models = {"GMA": gma_model(args), "linear (elu + 1)": linear_model(args), "Mamba": mamba_model(args)}
-    tokens = torch.randint(args.vocab_size, (1, max(args.contexts)), device=args.device)
-    caches = {("GMA", n): read_in_pieces(models["GMA"], tokens[:, :n], args.piece) for n in args.contexts}
-    token = tokens[:, :1]
-    caches["linear (elu + 1)", 1] = read_in_pieces(models["linear (elu + 1)"], token, 1)
-    caches["Mamba", 1] = models["Mamba"](token, use_cache=True).cache_params
-    steps = {key: step(models[key[0]], token, cache) for key, cache in caches.items()}
+def constancy(args: Arguments, gma: GMAForCausalLM, token: torch.Tensor, caches: dict[int, Cache]) -> dict[int, float]:
+    """GMA's time per token at each context over that at the shortest, all contexts in turns."""
+    steps = {str(length): step(gma, token, cache) for length, cache in caches.items()}
     seconds = time_side_by_side(steps, args.device, args.rounds, limit=60)
-    milliseconds, mebibytes = ({name: {} for name in models} for _ in range(2))
-    for (name, context), cache in caches.items():
-        for length in [context] if name == "GMA" else args.contexts:
-            milliseconds[name][length] = seconds[name, context] * 1e3
-            mebibytes[name][length] = remembered(cache)
-    return milliseconds, mebibytes, {name: model.num_parameters() for name, model in models.items()}
-
-
-def key_value_caches(args: Arguments) -> tuple[Figures, Figures, Figures, int]:
-    """
-    Milliseconds per token and MiB of GPT-2 with each kind of cache, its time over that of a GMA model measured beside
-    it, and its parameters.
-    """
-    gma, gpt2 = gma_model(args), gpt2_model(args)
-    token = torch.zeros((1, 1), dtype=torch.long, device=args.device)
-    beside = step(gma, token, read_in_pieces(gma, token, 1))
-    milliseconds, mebibytes, ratios = ({GROWING: {}, PREALLOCATED: {}} for _ in range(3))
-    for length in [n for n in args.contexts if n <= args.longest_softmax]:
-        for name in (GROWING, PREALLOCATED):
-            cache = filled(gpt2, length, name, args)
-            calls = {name: step(gpt2, token, cache), "GMA": beside}
-            seconds = time_side_by_side(calls, args.device, args.rounds, limit=60)
-            milliseconds[name][length] = seconds[name] * 1e3
-            mebibytes[name][length] = remembered(cache)
-            ratios[name][length] = seconds[name] / seconds["GMA"]
-            del cache, calls
-        print(f"{length:,} tokens done", flush=True)
-    return milliseconds, mebibytes, ratios, gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel()
+    return {length: seconds[str(length)] / seconds[str(min(caches))] for length in caches}
 
 
 @torch.inference_mode()
@@ -215,22 +185,40 @@ def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     torch.manual_seed(args.seed)
-    milliseconds, mebibytes, parameters = constant_states(args)
-    of_gpt2 = key_value_caches(args)
-    milliseconds, mebibytes = milliseconds | of_gpt2[0], mebibytes | of_gpt2[1]
-    shortest = min(args.contexts)
-    ratios = {f"{name}: its time per token over GMA's": row for name, row in of_gpt2[2].items()}
-    for name in ("linear (elu + 1)", "Mamba"):
-        ratio = milliseconds[name][shortest] / milliseconds["GMA"][shortest]
-        ratios[f"{name}: its time per token over GMA's"] = {shortest: ratio}
-    ratios["GMA's time per token over that at the shortest context"] = {
-        n: value / milliseconds["GMA"][shortest] for n, value in milliseconds["GMA"].items()
+    gma, linear, mamba, gpt2 = gma_model(args), linear_model(args), mamba_model(args), gpt2_model(args)
+    tokens = torch.randint(args.vocab_size, (1, max(args.contexts)), device=args.device)
+    token = tokens[:, :1]
+    read_by_gma = {length: read_in_pieces(gma, tokens[:, :length], args.piece) for length in args.contexts}
+    of_others = {
+        LINEAR: (linear, read_in_pieces(linear, token, 1)),
+        MAMBA: (mamba, mamba(token, use_cache=True).cache_params),
     }
+    milliseconds, mebibytes = ({name: {} for name in CONTENDERS} for _ in range(2))
+    over_gma = {name: {} for name in CONTENDERS if name != GMA}
+    constant = constancy(args, gma, token, read_by_gma)
+    for length in args.contexts:
+        for name in (GROWING, PREALLOCATED):  # one after the other: both at 100,000 tokens are 14 GB
+            caches = {GMA: (gma, read_by_gma[length])} | of_others
+            if length <= args.longest_softmax:
+                caches[name] = (gpt2, filled(gpt2, length, name, args))
+            for contender, (_, cache) in caches.items():
+                mebibytes[contender].setdefault(length, remembered(cache))
+            calls = {contender: step(model, token, cache) for contender, (model, cache) in caches.items()}
+            seconds = time_side_by_side(calls, args.device, args.rounds, limit=60)
+            for contender in calls:
+                milliseconds[contender].setdefault(length, seconds[contender] * 1e3)
+                if contender != GMA:
+                    over_gma[contender].setdefault(length, seconds[contender] / seconds[GMA])
+            del caches, calls
+        print(f"{length:,} tokens done", flush=True)
+    ratios = {f"{name}: time per token over GMA's in the same turns": row for name, row in over_gma.items()}
+    ratios["GMA's time per token over that at the shortest context"] = constant
     panels = {
         "time per token": (milliseconds, "milliseconds"),
         "state or key-value cache": (mebibytes, "MiB"),
     }
-    parameters["GPT-2 without positions"] = of_gpt2[3]
+    parameters = {GMA: gma.num_parameters(), LINEAR: linear.num_parameters(), MAMBA: mamba.num_parameters()}
+    parameters["GPT-2 without positions"] = gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel()
     report = {"machine": machine(args.device), "arguments": asdict(args), "parameters": parameters, "ratios": ratios}
     report |= {title: figures for title, (figures, _) in panels.items()}
     save(Path(args.output_dir), f"decode_{args.device}", report, panels)

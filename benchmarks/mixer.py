@@ -42,7 +42,7 @@ class Arguments:
     longest_softmax: int = field(default=16384, metadata={"help": "Tokens beyond which SDPA is left out."})
     longest_cumsum: int = field(default=2048, metadata={"help": "Tokens beyond which the cumsum form is left out."})
     longest_mamba: int = field(default=512, metadata={"help": "Tokens beyond which Mamba is left out."})
-    floor: bool = field(default=False, metadata={"help": "Also time the matrix products of GMA alone."})
+    floor: bool = field(default=False, metadata={"help": "Also time the matrix products of GMA alone (cpu)."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
     seed: int = field(default=0, metadata={"help": "Of the random inputs."})
 
@@ -126,6 +126,8 @@ def quotient(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
 def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if args.floor and args.device != "cpu":
+        raise ValueError(f"`floor` must be False, since kernels of a GPU are not recorded, on {args.device!r}.")
     keep_freed_memory()
     torch.manual_seed(args.seed)
     longest = {SOFTMAX: args.longest_softmax, "GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}

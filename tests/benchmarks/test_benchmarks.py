@@ -17,6 +17,7 @@ RUNS = {
     "chunk_size": "--lengths 32 64 --chunk_sizes 8 16 --heads 2 --width 8 --components 4 --rounds 1",
     "encoder": "--lengths 32 64 --layers 2 --heads 2 --hidden_size 16 --components 4 --rounds 1",
     "long_context": f"--text {TEXT} --document 300 --prompt 9000",
+    "analysis": f"--text {TEXT} --tokens 2000",
     "assisted": f"--text {TEXT} --prompts 2 --max_new_tokens 20",
 }
 FIGURES = {"mixer": ["forward", "forward + backward"], "decode": ["time per token"], "model": ["training step"]}
@@ -44,6 +45,12 @@ def test_a_benchmark_runs(tmp_path, name):
         assert (tmp_path / f"{name}_cpu.png").stat().st_size > 1000
         for contender, column in report[title].items():
             assert column and all(value > 0 for value in column.values()), contender
+    if name == "decode":
+        for title in ("time per token", "state or key-value cache"):
+            assert len(report[title]) == 5 and all(set(column) == {"20", "40"} for column in report[title].values())
+        mebibytes = report["state or key-value cache"]
+        assert mebibytes["GPT-2"]["40"] == 2 * mebibytes["GPT-2"]["20"] == 2 * 40 * 16 * 4 / 2**20
+        assert mebibytes["GMA"]["40"] == mebibytes["GMA"]["20"]
     if name == "long_context":
         assert report["largest difference of the logits"] < 1e-4 and report["generated"] == 20
     if name == "assisted":

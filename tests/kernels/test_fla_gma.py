@@ -107,6 +107,15 @@ def test_half_precision_keeps_its_state_in_float32(assert_close, device, dtype):
     assert all(gradients[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
+def test_a_second_derivative_is_refused(device):
+    tensors, mask = make_inputs(device, 20)
+    scores = score_weights(tensors["means"], tensors["variances"], tensors["prior_logits"])
+    sequences = (tensors[name] for name in ("queries", "keys", "values"))
+    output, _ = mix_with_fla(*sequences, scores, EPSILON, mask, None, None)
+    with pytest.raises(NotImplementedError, match="`create_graph` must be False"):
+        torch.autograd.grad(output.square().sum(), tensors["values"], create_graph=True)
+
+
 @torch.no_grad()
 def test_what_it_gives_is_carried_on_by_plain_torch(assert_close, device):
     """Read a prompt with one, go on token by token with the other."""

@@ -59,6 +59,13 @@ def test_the_choice(installed, backend, device, is_installed, expected):
     assert uses_fla(backend, device) is expected
 
 
+def test_a_compiled_graph_stays_whole(installed):
+    installed(True)
+    torch._dynamo.reset()
+    choose = torch.compile(lambda x: x + uses_fla("auto", CUDA), fullgraph=True, backend="eager")
+    assert choose(torch.zeros(())) == 0
+
+
 def test_forced_but_missing(installed):
     installed(False)
     with pytest.raises(ValueError) as error:

@@ -1,5 +1,7 @@
 """`torch.compile(fullgraph=True)`: the whole forward as one graph, and decoding without a new graph at each step."""
 
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -45,6 +47,17 @@ def test_decoding_does_not_compile_at_each_step(make_config, make_model, random_
         logits = step(input_ids=ids[:, token : token + 1], position_ids=place, past_key_values=cache).logits
     assert_close(logits, model(ids, use_cache=False).logits[:, -1:], 1e-4)
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles for a CPU with g++")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor does it
+@torch.no_grad()
+def test_a_step_by_the_default_backend(make_config, make_model, random_rows, assert_close):
+    model = make_model(GMAForCausalLM, make_config("causal_additions", num_hidden_layers=1))
+    ids, cache = torch.stack(random_rows([21, 21])), DynamicCache(config=model.config)
+    model(ids[:, :20], past_key_values=cache)
+    logits = torch.compile(model, fullgraph=True)(input_ids=ids[:, 20:], past_key_values=cache).logits
+    assert_close(logits, model(ids, use_cache=False).logits[:, -1:], 1e-4)
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_hybrid"])

@@ -464,6 +464,9 @@ def check_gradients(is_causal, length, gates="none", with_state=False, masked=Fa
     torch.manual_seed(0)
     batch, heads, components, width = 2, 1, 3, 2
     mask = torch.rand(batch, length) < 0.7 if masked else None
+    states = batch  # of the bidirectional form, one for each segment
+    if segmented and not is_causal:
+        states += int((borders(length).diff(dim=1) != 0).sum())
     shapes = {
         "queries": (batch, heads, length, width),
         "keys": (batch, heads, length, width),
@@ -472,7 +475,7 @@ def check_gradients(is_causal, length, gates="none", with_state=False, masked=Fa
         "variances": (heads, components, width),
         "prior_logits": (heads, components),
         "temperature": (2, heads),
-        "state": (batch, heads, components, width + 1) if with_state else None,
+        "state": (states, heads, components, width + 1) if with_state else None,
         "logits": (batch, length, heads) if gates != "none" else None,
     }
     shapes = {name: shape for name, shape in shapes.items() if shape is not None}
@@ -506,7 +509,11 @@ def test_causal_gradients_of_several_blocks_are_differences(monkeypatch, case, k
     check_gradients(True, 5, **case)
 
 
-@pytest.mark.parametrize("case", [{}, {"masked": True, "with_state": True}], ids=["plain", "state and padding"])
+@pytest.mark.parametrize(
+    "case",
+    [{}, {"masked": True, "with_state": True}, {"segmented": True}, {**EVERYTHING, "gates": "none"}],
+    ids=["plain", "state and padding", "packed", "all"],
+)
 @pytest.mark.parametrize(("length", "block_rows"), [(1, 16), (5, 16), (5, 4)], ids=["one token", "one block", "many"])
 def test_bidirectional_gradients_are_differences(monkeypatch, length, block_rows, case):
     monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
