@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .functional_gma import ScoreWeights, append_ones, read, responsibilities
 from .kernels_gma import can_route, fused_responsibilities
+from .routing_gma import refuse_second_derivative
 
 
 @functools.cache
@@ -28,10 +29,24 @@ def has_fla() -> bool:
     return _import_scan() is not None
 
 
+class _Once(torch.autograd.Function):
+    """What it is given. `create_graph` is refused, since a second derivative would lack the terms of `simple_gla`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            refuse_second_derivative(ctx)
+        return grad
+
+
 @torch.compiler.disable
 def simple_gla(*args, **kwargs) -> tuple[Tensor, Tensor]:
     """`chunk_simple_gla` of flash-linear-attention. `torch.compile` breaks the graph here, as it does there."""
-    return _import_scan()(*args, **kwargs)
+    return _import_scan()(*(_Once.apply(tensor) for tensor in args), **kwargs)
 
 
 def uses_fla(backend: str, device: torch.device) -> bool:
@@ -39,7 +54,8 @@ def uses_fla(backend: str, device: torch.device) -> bool:
     Whether flash-linear-attention is to mix rather than plain torch.
 
     Args:
-        backend: `mixer_backend` of the config: `"auto"` (where it can be had), `"torch"` or `"fla"`.
+        backend: `mixer_backend` of the config: `"auto"` (where it can be had, unless `torch.compile` is at work, whose
+            graph it would break), `"torch"` or `"fla"`.
         device: where the tensors are.
 
     Raises:
@@ -57,7 +73,9 @@ def uses_fla(backend: str, device: torch.device) -> bool:
             "`mixer_backend` is 'fla', but flash-linear-attention or its Triton is not installed: `pip install "
             "gma-hf[fla]`, or set `mixer_backend` to 'auto' or 'torch'."
         )
-    return backend == "fla" or (backend == "auto" and device.type == "cuda" and has_fla())
+    if backend == "auto":
+        return device.type == "cuda" and not torch.compiler.is_compiling() and has_fla()
+    return backend == "fla"
 
 
 def mix_with_fla(

@@ -41,8 +41,8 @@ def mix_causal(
         segments: `[B, N]`, never falling along a row: a token reads what its own segment wrote, and `state` is what
             segment 0 wrote. None for one segment.
         state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
-        backend: `"torch"`, `"fla"` (flash-linear-attention) or `"auto"`: `"fla"` on a GPU where it is installed.
-            One token, segments and float64 go through torch in any case.
+        backend: `"torch"`, `"fla"` (flash-linear-attention) or `"auto"`: `"fla"` on a GPU where it is installed,
+            unless `torch.compile` is at work. One token, segments and float64 go through torch in any case.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros for a token that has nothing to read), and the
