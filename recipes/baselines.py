@@ -123,13 +123,14 @@ class Performer(FeatureAttention):
 
 
 class ConvolvedSoftmaxAttention(SoftmaxAttention):
-    """Softmax attention with GMA's short convolution of queries, keys and values."""
+    """Softmax attention with GMA's short convolution of queries, keys and values, and its output gate where asked."""
 
     def __init__(self, config: GMAConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.convolutions = nn.ModuleList(
             [ShortConvolution(config.hidden_size, config.conv_kernel_size, config.is_causal) for _ in range(3)]
         )
+        self.output_gate = nn.Linear(config.hidden_size, config.hidden_size) if config.output_gate else None
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
@@ -148,7 +149,10 @@ class ConvolvedSoftmaxAttention(SoftmaxAttention):
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, is_causal=self.is_causal and visible is None
         )
-        return self.o_proj(output.transpose(1, 2).flatten(2)), None
+        output = output.transpose(1, 2).flatten(2)
+        if self.output_gate is not None:
+            output = output * F.silu(self.output_gate(hidden_states))
+        return self.o_proj(output), None
 
 
 class Mixer(NamedTuple):
@@ -162,22 +166,25 @@ class Mixer(NamedTuple):
 CONV = {"conv_kernel_size": 4}
 BOTH = CONV | {"forget_gate": True}
 GATES = BOTH | {"output_gate": True}
-NONE = {"position_embedding": "none"}
-NO_POSITIONS = GATES | NONE
+NO_POSITIONS = {"position_embedding": "none"}
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
     "softmax + conv": Mixer(ConvolvedSoftmaxAttention, CONV),
-    "softmax + conv, no positions": Mixer(ConvolvedSoftmaxAttention, CONV | NONE),
+    "softmax + conv + output gate, no positions": Mixer(
+        ConvolvedSoftmaxAttention, CONV | {"output_gate": True} | NO_POSITIONS
+    ),
     "linear": Mixer(LinearAttention),
+    "linear + conv": Mixer(LinearAttention, CONV),
     "linear + conv + gate": Mixer(LinearAttention, BOTH),
-    "linear + conv + gates, no positions": Mixer(LinearAttention, NO_POSITIONS),
+    "linear + conv + gates, no positions": Mixer(LinearAttention, GATES | NO_POSITIONS),
     "performer": Mixer(Performer),
+    "performer + conv": Mixer(Performer, CONV),
     "performer + conv + gate": Mixer(Performer, BOTH),
-    "performer + conv + gates, no positions": Mixer(Performer, NO_POSITIONS),
+    "performer + conv + gates, no positions": Mixer(Performer, GATES | NO_POSITIONS),
     "gma": Mixer(),
     "gma + conv": Mixer(fields=CONV),
     "gma + conv + gate": Mixer(fields=BOTH),
-    "gma + conv + gates, no positions": Mixer(fields=NO_POSITIONS),
+    "gma + conv + gates, no positions": Mixer(fields=GATES | NO_POSITIONS),
     "hybrid": Mixer(fields=GATES, softmax_layers=0.25),
 }
 

@@ -12,15 +12,16 @@ IMDB a second time, as causal networks that learn the next byte first, each with
 
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes-pretrained.yaml
 
-`--quick True` makes any of them small (network, steps, seeds). Without data, on the text sample of the tests, and on
+`--quick True` makes any of them small (network, steps, seeds), beside the folder that a file names. Without data, on the text sample of the tests, and on
 ListOps, in a minute:
 
     python recipes/compare.py --quick True --output_dir runs/compare-quick
     python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
 
 Each run is kept as a JSON file in the output folder: a comparison that is interrupted goes on with the next run, and
-one with more mixers, seeds, rates or steps runs only those; the table has all runs of `max_steps` steps in the folder.
-Another network, batch or text needs another folder.
+one with more mixers, seeds, rates or steps runs only those. The table has the runs of `max_steps` steps in the folder,
+of each mixer those at its best rate. Another network, batch or text needs another folder. Where a network learns the
+next token first, the rate of that is the same for all.
 """
 
 import json
@@ -84,7 +85,7 @@ class CompareArguments:
         if self.task == "causal_lm":
             known.append("mamba")
         if self.task == "classification":  # an encoder has no forget gate
-            known = [name for name in MIXERS if "gate" not in name]
+            known = [name for name in MIXERS if not MIXERS[name].fields.get("forget_gate")]
         self.mixers = known if self.mixers is None else self.mixers
         for mixer in self.mixers:
             if mixer not in known:
@@ -213,8 +214,7 @@ def check_settings(args: CompareArguments, *others: ModelArguments | Classificat
     for name, value in settings.items():
         if before.get(name, value) != value:  # no value: made before there was such a setting
             raise ValueError(
-                f"`{name}` must be as in the other runs in {args.output_dir!r}, {before[name]!r}, but it is "
-                f"{value!r}."
+                f"`{name}` must be as in the other runs in {args.output_dir!r}, {before[name]!r}, but it is {value!r}."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1) + "\n")
@@ -238,7 +238,8 @@ def parsed(arguments: list[str]) -> tuple[CompareArguments, ModelArguments, Clas
     args, model_args, data_args, _ = parse(kinds, arguments)
     if args.quick:
         has_data = any((data_args.dataset_name, data_args.train_file, data_args.listops))
-        preset = as_on_command_line(QUICK | ({} if has_data else QUICK_DATA[args.task]))
+        preset = QUICK | ({} if has_data else QUICK_DATA[args.task])
+        preset = as_on_command_line(preset | {"output_dir": f"{args.output_dir}-quick"})  # another one may be told
         args, model_args, data_args, _ = parse(kinds, [*preset, *arguments])
     return args, model_args, data_args
 

@@ -14,7 +14,10 @@ Results = dict[str, list[dict]]  # the runs of each mixer, by seed
 
 
 def finished(folder: Path, steps: int, mixers: Iterable[str]) -> Results:
-    """All runs of so many steps that `folder` holds, of each mixer at its best rate if it was trained at several."""
+    """
+    The runs of so many steps that `folder` holds, of each mixer at its best rate if it was trained at several: the
+    best of those with the most seeds.
+    """
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     results = {}
     for mixer in mixers:
@@ -22,7 +25,9 @@ def finished(folder: Path, steps: int, mixers: Iterable[str]) -> Results:
         of_mixer.sort(key=lambda run: (run["learning_rate"], run["seed"]))
         rates = [list(group) for _, group in groupby(of_mixer, key=lambda run: run["learning_rate"])]
         if rates:
-            results[mixer] = min(rates, key=lambda group: statistics.mean(run["loss"] for run in group))
+            most = max(len(group) for group in rates)
+            complete = [group for group in rates if len(group) == most]
+            results[mixer] = min(complete, key=lambda group: statistics.mean(run["loss"] for run in group))
     return results
 
 

@@ -7,7 +7,7 @@ from arguments import ModelArguments
 from classify import ClassificationArguments, accuracy, load_examples, tokenize
 from classify import load_tokenizer as load_classifier_tokenizer
 from datasets import Dataset, DatasetDict
-from texts import load_text, make_blocks
+from texts import blocks_of, load_text, make_blocks
 from tokenizing import load_tokenizer
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, default_data_collator
 
@@ -20,7 +20,7 @@ class Task(NamedTuple):
     head: type[GMAPreTrainedModel]
     fields: dict[str, Any]  # of GMAConfig
     train: Dataset
-    evaluation: Dataset
+    evaluation: Dataset | None
     collator: Callable[[list[dict]], dict]
     metrics: Callable[[EvalPrediction], dict[str, float]] | None = None  # beside the loss
     before: Optional["Task"] = None  # what the body of the network is trained on first
@@ -29,18 +29,8 @@ class Task(NamedTuple):
 def causal_lm(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
     """The next token, evaluated on the first blocks of the validation text, `at_most` of them."""
     texts = load_text(data)
-    return next_token(texts, data, load_tokenizer(model, texts["train"], data.text_column), data.text_column, at_most)
-
-
-def next_token(
-    texts: DatasetDict,
-    data: ClassificationArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    column: str,
-    at_most: int,
-) -> Task:
-    """The next token of the texts in this column, in blocks."""
-    blocks = make_blocks(texts, column, tokenizer, data.block_size)
+    tokenizer = load_tokenizer(model, texts["train"], data.text_column)
+    blocks = make_blocks(texts, data.text_column, tokenizer, data.block_size)
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.block_size}
     evaluation = blocks["validation"].take(min(at_most, len(blocks["validation"])))
     return Task(GMAForCausalLM, fields, blocks["train"], evaluation, default_data_collator)
@@ -55,7 +45,7 @@ def classification(model: ModelArguments, data: ClassificationArguments, at_most
 def text_class(
     examples: DatasetDict, data: ClassificationArguments, tokenizer: PreTrainedTokenizerBase, at_most: int
 ) -> Task:
-    """The class of the examples' texts by an encoder."""
+    """The class of the examples' texts."""
     tokens = {split: tokenize(examples[split], tokenizer, data.max_length) for split in ("train", "validation")}
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.max_length, "is_causal": False}
     fields |= {"num_labels": max(examples["train"]["label"]) + 1, "pad_token_id": tokenizer.pad_token_id}
@@ -70,8 +60,9 @@ def pretrained_classification(model: ModelArguments, data: ClassificationArgumen
     tokenizer = load_classifier_tokenizer(model, data, examples["train"])
     after = text_class(examples, data, tokenizer, at_most)
     fields = after.fields | {"is_causal": True, "classifier_pooling": "mean"}
-    before = next_token(examples, data, tokenizer, "text", at_most)
-    return after._replace(fields=fields, before=before._replace(fields=fields))
+    blocks = blocks_of(examples["train"], "text", tokenizer, data.block_size, "train")
+    before = Task(GMAForCausalLM, fields, blocks, None, default_data_collator)
+    return after._replace(fields=fields, before=before)
 
 
 TASKS = {

@@ -11,6 +11,10 @@ text is github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; `tests/dat
         --eval_strategy steps --eval_steps 500 --save_strategy steps --save_steps 500 --save_total_limit 1 \
         --report_to none
 
+The checkpoint `model_cards/gma-wikitext2` (41 minutes on one thread beside other work):
+
+    python recipes/train_clm.py --config recipes/configs/wikitext2.yaml
+
 Other text: a data set of the Hub by its name, or files; another tokenizer; another architecture:
 
     python recipes/train_clm.py --dataset_name Salesforce/wikitext --dataset_config_name wikitext-103-raw-v1 \

@@ -44,7 +44,7 @@ def test_classes_of_listops(recipe, tmp_path):
 
 def test_a_class_after_the_next_token(recipe, tmp_path):
     arguments = ["--quick", "True", "--task", "pretrained_classification", "--seeds", "0", "--learning_rates", "4e-3"]
-    arguments += ["--mixers", "gma + conv + gates, no positions", "softmax + conv, no positions"]
+    arguments += ["--mixers", "gma + conv + gates, no positions", "softmax + conv + output gate, no positions"]
     results = recipe.main([*arguments, "--output_dir", str(tmp_path / "long"), "--pretraining_steps", "20"])
     assert all(0 <= runs[0]["accuracy"] <= 1 for runs in results.values()) and len(results) == 2
     shorter = recipe.main([*arguments, "--output_dir", str(tmp_path / "short"), "--pretraining_steps", "1"])
@@ -61,7 +61,7 @@ def test_quick_takes_the_data_of_a_config_and_what_is_told(recipe, tmp_path):
     told = ["--quick", "True", "--config", str(config), "--max_steps", "3", "--seeds", "5"]
     results = recipe.main([*told, "--learning_rates", "1e-3"])
     assert [(run["steps"], run["seed"]) for run in results["gma"]] == [(3, 5)]
-    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    settings = json.loads((tmp_path / "out-quick" / "settings.json").read_text())
     assert (settings["listops"], settings["train_examples"], settings["hidden_size"]) == ([4, 20], 16, 32)
 
 
