@@ -12,8 +12,8 @@ IMDB a second time, as causal networks that learn the next byte first, each with
 
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes-pretrained.yaml
 
-`--quick True` makes any of them small (network, steps, seeds), in `NAME-quick` beside the folder of the whole one. Without
-data, on the text sample of the tests, and on ListOps, in a minute:
+`--quick True` makes any of them small (network, steps, seeds), in `NAME-quick` beside the folder of the whole one.
+Without data, on the text sample of the tests, and on ListOps, in a minute:
 
     python recipes/compare.py --quick True --output_dir runs/compare-quick
     python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
