@@ -7,6 +7,7 @@ The causal mixer in plain torch with chunks of several sizes, in turns in one ru
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from contenders import GMA
@@ -25,8 +26,10 @@ class Arguments:
     heads: int = field(default=8, metadata={"help": "Heads."})
     width: int = field(default=64, metadata={"help": "Width of queries, keys and values of a head."})
     components: int = field(default=64, metadata={"help": "K, the components of a head."})
-    dtype: str = field(default="float32", metadata={"help": "Of queries, keys and values."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Of queries, keys and values."}
+    )
+    device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=15, metadata={"help": "Turns of each chunk size; the median counts."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
     seed: int = field(default=0, metadata={"help": "Of the random inputs."})

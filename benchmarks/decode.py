@@ -15,6 +15,7 @@ Linear attention and Mamba, whose states have one size at every context, have re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,8 @@ class Arguments:
     vocab_size: int = field(default=50257, metadata={"help": "Vocabulary of all models."})
     components: int = field(default=64, metadata={"help": "K of GMA."})
     additions: bool = field(default=False, metadata={"help": "GMA with convolution and forget gate."})
-    dtype: str = field(default="float32", metadata={"help": "Of all models."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of all models."})
+    device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=15, metadata={"help": "Turns; each is one token at each context. The median counts."})
     longest_softmax: int = field(default=100000, metadata={"help": "Tokens beyond which GPT-2 is left out."})
     piece: int = field(default=4096, metadata={"help": "Tokens that GMA reads at once."})

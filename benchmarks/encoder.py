@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from harness import machine, peak_bytes, save, time_side_by_side
@@ -30,7 +31,7 @@ class Arguments:
     heads: int = field(default=12, metadata={"help": "Heads."})
     hidden_size: int = field(default=384, metadata={"help": "Width."})
     components: int = field(default=64, metadata={"help": "K of GMA."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=30.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})

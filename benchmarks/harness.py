@@ -60,7 +60,12 @@ def time_side_by_side(
     """
     Median seconds of each call. They take turns, so that whatever else the machine does falls on all of them; what
     takes longer than `limit` seconds in its first turn is not called again.
+
+    Raises:
+        ValueError: for fewer `rounds` than one.
     """
+    if rounds < 1:
+        raise ValueError(f"`rounds` must be at least 1, but it is {rounds}.")
     seconds = {name: [] for name in calls}
     for call in calls.values():  # warm up: allocator, threads, kernels
         call()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from contenders import contenders
@@ -35,8 +36,10 @@ class Arguments:
     width: int = field(default=64, metadata={"help": "Width of queries, keys and values of a head."})
     components: int = field(default=64, metadata={"help": "K, the components of a head."})
     chunk_size: int = field(default=64, metadata={"help": "Tokens per chunk of GMA and of linear attention."})
-    dtype: str = field(default="float32", metadata={"help": "Of queries, keys and values."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Of queries, keys and values."}
+    )
+    device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=15, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=8.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     longest_softmax: int = field(default=16384, metadata={"help": "Tokens beyond which SDPA is left out."})

@@ -9,6 +9,7 @@ prompt, side by side in one run. Everything but the mixer is the same network.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from contenders import CumsumGMA, Linear, Mamba
@@ -30,8 +31,8 @@ class Arguments:
     hidden_size: int = field(default=512, metadata={"help": "Width."})
     vocab_size: int = field(default=8192, metadata={"help": "Vocabulary."})
     components: int = field(default=64, metadata={"help": "K of GMA."})
-    dtype: str = field(default="float32", metadata={"help": "Of the models."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the models."})
+    device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=30.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     longest_cumsum: int = field(default=256, metadata={"help": "Tokens beyond which the textbook GMA is left out."})

@@ -13,10 +13,11 @@ IMDB a second time, as causal networks that learn the next byte first, each with
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes-pretrained.yaml
 
 `--quick True` makes any of them small (network, steps, seeds), in `NAME-quick` beside the folder of the whole one.
-Without data, on the text sample of the tests, and on ListOps, in a minute:
+Without data, on the text sample of the tests, and on ListOps, in a minute or two each:
 
     python recipes/compare.py --quick True --output_dir runs/compare-quick
     python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
+    python recipes/compare.py --quick True --task pretrained_classification --output_dir runs/compare-quick-pretrained
 
 Each run is kept as a JSON file in the output folder: a comparison that is interrupted goes on with the next run, and
 one with more mixers, seeds, rates or steps runs only those. The table has the runs of `max_steps` steps in the folder,
@@ -233,7 +234,12 @@ def train_all(args: CompareArguments, task: Task) -> None:
 
 
 def parsed(arguments: list[str]) -> tuple[CompareArguments, ModelArguments, ClassificationArguments]:
-    """The arguments; what `quick` says comes before those on the command line and after those of a file."""
+    """
+    The arguments; what `quick` says comes before those on the command line and after those of a file.
+
+    Raises:
+        ValueError: for a `model_config`, which no mixer would be built with.
+    """
     kinds = (CompareArguments, ModelArguments, ClassificationArguments, RunArguments)
     args, model_args, data_args, _ = parse(kinds, arguments)
     if args.quick:
@@ -241,6 +247,11 @@ def parsed(arguments: list[str]) -> tuple[CompareArguments, ModelArguments, Clas
         preset = QUICK | ({} if has_data else QUICK_DATA[args.task])
         preset = as_on_command_line(preset | {"output_dir": f"{args.output_dir}-quick"})  # another one may be told
         args, model_args, data_args, _ = parse(kinds, [*preset, *arguments])
+    if model_args.model_config is not None:
+        raise ValueError(
+            f"`model_config` must not be given, since `hidden_size` and the like are for all mixers, but it is "
+            f"{model_args.model_config!r}."
+        )
     return args, model_args, data_args
 
 

@@ -30,7 +30,7 @@ def run(name, *arguments):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
 
 
-@pytest.mark.parametrize("name", ["mixer", "decode", "model"])
+@pytest.mark.parametrize("name", ["mixer", "decode", "model", "chunk_size"])
 def test_a_benchmark_runs_in_half_precision(tmp_path, name):
     run(name, "--dtype", "bfloat16", "--output_dir", str(tmp_path))
     assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["arguments"]["dtype"] == "bfloat16"

@@ -73,6 +73,12 @@ def test_an_unknown_task_is_refused(recipe, tmp_path):
         recipe.main(["--quick", "True", "--task", "parsing", "--output_dir", str(tmp_path)])
 
 
+def test_a_network_of_its_own_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="`model_config` must not be given"):
+        recipe.main(["--quick", "True", "--output_dir", str(tmp_path / "run"), "--model_config", "{}"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_mixer_is_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match="`mixers` must be of 'softmax', .* but one is 'rnn'"):
         recipe.main(["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "rnn"])
