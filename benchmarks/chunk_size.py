@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from contenders import GMA
 from harness import keep_freed_memory, machine, save, time_side_by_side
-from mixer import forward, forward_and_backward
+from mixer import forward, forward_and_backward, random_inputs
 from transformers import HfArgumentParser
 
 
@@ -39,7 +39,6 @@ def main() -> None:
     """Measures, prints, writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     keep_freed_memory()
-    dtype = getattr(torch, args.dtype)
     mixers = {}
     for size in args.chunk_sizes:
         torch.manual_seed(args.seed)  # the same mixture for all
@@ -49,8 +48,7 @@ def main() -> None:
     for title, make in (("forward", forward), ("forward + backward", forward_and_backward)):
         figures = {name: {} for name in mixers}
         for length in args.lengths:
-            shape = (args.batch_size, args.heads, length, args.width)
-            inputs = [torch.randn(shape, dtype=dtype, device=args.device).requires_grad_() for _ in range(3)]
+            inputs = random_inputs(args, length)
             calls = {name: make(mixer, inputs) for name, mixer in mixers.items()}
             for name, seconds in time_side_by_side(calls, args.device, args.rounds, limit=60).items():
                 figures[name][length] = seconds * 1e3
