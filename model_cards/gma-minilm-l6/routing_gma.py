@@ -11,9 +11,9 @@ import torch
 
 # A copy of these files that travels with a checkpoint registers operators of its own
 NAMESPACE = __name__.replace(".", "_")
-# Rows (batch x heads x tokens) of a block: on a CPU what stays in the cache, elsewhere what fills the device.
-BLOCK_ROWS_CPU, BLOCK_ROWS = 2**12, 2**19
-# Rows of which the backward finds what the forward made: a bound that does not grow with N.
+# Rows (sides x batch x heads x tokens) of a block: on a CPU what stays in the cache, elsewhere what fills the device.
+BLOCK_ROWS_CPU, BLOCK_ROWS = 2**12, 2**20
+# Rows (batch x heads x tokens) of which the backward finds what the forward made: a bound that does not grow with N.
 KEPT_ROWS = 2**13
 
 
@@ -70,11 +70,12 @@ class Layout(NamedTuple):
     num_kept: int  # the last ones, of which what the forward makes is kept
 
     @classmethod
-    def of(cls, queries: torch.Tensor, chunk_size: int, keep: bool) -> "Layout":
+    def of(cls, queries: torch.Tensor, sides: int, chunk_size: int, keep: bool) -> "Layout":
+        """`sides`: 2 where a block has queries and keys, 1 where it has one of them, and so twice the tokens."""
         batch, heads, length, _ = queries.shape
         rows, whole = batch * heads, length - length % chunk_size
         block_rows = BLOCK_ROWS_CPU if queries.device.type == "cpu" else BLOCK_ROWS
-        step = min(max(1, block_rows // (rows * chunk_size)) * chunk_size, max(whole, chunk_size))
+        step = min(max(1, block_rows // (sides * rows * chunk_size)) * chunk_size, max(whole, chunk_size))
         rest = 1 if length > whole else 0
         kept = KEPT_ROWS // (rows * step) if keep else 0
         num_blocks = -(-whole // step) + rest

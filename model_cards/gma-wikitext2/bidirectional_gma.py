@@ -32,7 +32,7 @@ QUERY, KEY = 0, 1  # the two sides of the score weights
 
 
 def _blocks(x: Tensor) -> list[Block]:
-    return Layout.of(x, chunk_size=1, keep=False).blocks()
+    return Layout.of(x, sides=1, chunk_size=1, keep=False).blocks()
 
 
 def _route(work, block: Block, x, weights, constant, centre, mask=None) -> tuple[Tensor, Tensor]:

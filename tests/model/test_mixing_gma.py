@@ -386,7 +386,7 @@ def saved_bytes(is_causal, components, length=2048):
 
 
 @pytest.mark.parametrize("components", [8, 32])
-@pytest.mark.parametrize(("block_rows", "blocks"), [(2**20, 1), (1024, 4)], ids=["one block", "four blocks"])
+@pytest.mark.parametrize(("block_rows", "blocks"), [(2**20, 1), (2048, 4)], ids=["one block", "four blocks"])
 def test_what_is_saved_does_not_grow_with_the_components(monkeypatch, components, block_rows, blocks):
     """
     Exactly the normaliser, one number per token and head, and a state per block: the only part with K in it, which
@@ -403,7 +403,7 @@ def test_what_is_kept_has_a_bound(monkeypatch):
     Responsibilities of queries and keys, a row of the affinity and a share of a state, of as many rows as said, and
     not of one more for a longer sequence.
     """
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 256)
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 512)
     kept = []
     for length in (2048, 4096):
         saved = []
@@ -504,7 +504,7 @@ def test_causal_gradients_are_differences(length, case):
     ids=["none kept", "some kept", "all kept", "plain"],
 )
 def test_causal_gradients_of_several_blocks_are_differences(monkeypatch, case, kept_rows):
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 4)
+    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 8)
     monkeypatch.setattr(routing_gma, "KEPT_ROWS", kept_rows)
     check_gradients(True, 5, **case)
 
