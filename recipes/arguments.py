@@ -13,8 +13,22 @@ from transformers.trainer_utils import get_last_checkpoint
 
 
 @dataclass
-class ModelArguments:
-    """Which model is trained, and which tokenizer it reads with."""
+class TokenizerArguments:
+    """Which tokenizer a model reads with."""
+
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer; the checkpoint's own by default."})
+    train_tokenizer: int | None = field(
+        default=None, metadata={"help": "Train a byte-level BPE of so many entries (257: bytes alone) on the text."}
+    )
+
+    def named_tokenizer(self) -> str | None:
+        """Name or folder."""
+        return self.tokenizer_name
+
+
+@dataclass
+class ModelArguments(TokenizerArguments):
+    """Which model is trained."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from."})
     model_type: str = field(
@@ -26,10 +40,9 @@ class ModelArguments:
             "help": "Config arguments, for a model from scratch or on top of a checkpoint: a JSON file or text."
         },
     )
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer; the checkpoint's own by default."})
-    train_tokenizer: int | None = field(
-        default=None, metadata={"help": "Train a byte-level BPE of so many entries (257: bytes alone) on the text."}
-    )
+
+    def named_tokenizer(self) -> str | None:
+        return self.tokenizer_name or self.model_name_or_path
 
     def choices(self) -> dict:
         """

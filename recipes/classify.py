@@ -27,7 +27,7 @@ from pathlib import Path
 
 import evaluate
 import numpy as np
-from arguments import ModelArguments, RunArguments, checkpoint_to_resume, parse
+from arguments import ModelArguments, RunArguments, TokenizerArguments, checkpoint_to_resume, parse
 from datasets import ClassLabel, Dataset, DatasetDict
 from listops import SYMBOLS, make_listops
 from models import encoder_fields, load_model
@@ -107,9 +107,9 @@ def load_listops(args: ClassificationArguments) -> DatasetDict:
     return make_listops(counts, *args.listops, seed=0)
 
 
-def load_tokenizer(model: ModelArguments, data: ClassificationArguments, texts: Dataset) -> PreTrainedTokenizerBase:
+def load_tokenizer(args: TokenizerArguments, data: ClassificationArguments, texts: Dataset) -> PreTrainedTokenizerBase:
     """One symbol per token for ListOps, else as `load_encoder_tokenizer`."""
-    return word_tokenizer(SYMBOLS) if data.listops is not None else load_encoder_tokenizer(model, texts)
+    return word_tokenizer(SYMBOLS) if data.listops is not None else load_encoder_tokenizer(args, texts)
 
 
 def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

@@ -22,24 +22,29 @@ Without data, on the text sample of the tests, and on ListOps, in a minute or tw
 Each run is kept as a JSON file in the output folder: a comparison that is interrupted goes on with the next run, and
 one with more mixers, seeds, rates or steps runs only those. The table has the runs of `max_steps` steps in the folder,
 of each mixer those at its best rate. Another network, batch or text needs another folder. Where a network learns the
-next token first, the rate of that is the same for all.
+next token first, the rate of that is the same for all. Time and memory in the table are those of a few training steps
+of all mixers in turns, anew each time the table is written.
 """
 
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from arguments import ModelArguments, RunArguments, as_on_command_line, parse
+from arguments import RunArguments, TokenizerArguments, as_on_command_line, parse
 from baselines import MIXERS, build
 from classify import ClassificationArguments
-from compare_results import Results, finished, table, write
+from compare_cost import Costs, measure
+from compare_results import Results, finished, write
 from compare_tasks import TASKS, Task
-from memory import PeakMemory
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 
+COST_STEPS = 12
 SAMPLE = str(Path(__file__).parents[1] / "tests" / "data" / "shakespeare.txt")
 
 
@@ -130,18 +135,16 @@ class Run:
         if path.exists():
             return json.loads(path.read_text())
         set_seed(self.seed)
-        with PeakMemory() as memory:
-            start = time.perf_counter()
-            model = self.model(args, task)
-            if task.before is not None:
-                language_model = self.model(args, task.before)
-                how = (args.pretraining_steps, args.pretraining_batch_size, args.pretraining_learning_rate)
-                self.trainer(language_model, args, task.before, *how).train()
-                model.base_model.load_state_dict(language_model.base_model.state_dict())
-            trainer = self.trainer(model, args, task, self.steps, args.batch_size, self.learning_rate)
-            trainer.train()
-            figures = asdict(self) | {"seconds": time.perf_counter() - start}
-        figures["mebibytes"] = memory.mebibytes
+        start = time.perf_counter()
+        model = network(self.mixer, args, task)
+        if task.before is not None:
+            language_model = network(self.mixer, args, task.before)
+            how = (args.pretraining_steps, args.pretraining_batch_size, args.pretraining_learning_rate)
+            self.trainer(language_model, args, task.before, *how).train()
+            model.base_model.load_state_dict(language_model.base_model.state_dict())
+        trainer = self.trainer(model, args, task, self.steps, args.batch_size, self.learning_rate)
+        trainer.train()
+        figures = asdict(self) | {"seconds": time.perf_counter() - start}
         figures["curve"] = [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log]
         evaluation = trainer.evaluate()
         figures |= {name: evaluation[f"eval_{name}"] for name in ("loss", "accuracy") if f"eval_{name}" in evaluation}
@@ -191,15 +194,22 @@ class Run:
             compute_metrics=task.metrics,
         )
 
-    def model(self, args: CompareArguments, task: Task) -> PreTrainedModel:
-        """The network with this mixer, without dropout."""
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_components")
-        fields = {name: getattr(args, name) for name in names} | {"hidden_act": "gelu_new"}
-        fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return build(task.head, self.mixer, fields | task.fields)
+
+def network(mixer: str, args: CompareArguments, task: Task) -> PreTrainedModel:
+    """With this mixer, without dropout."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_components")
+    fields = {name: getattr(args, name) for name in names} | {"hidden_act": "gelu_new"}
+    fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return build(task.head, mixer, fields | task.fields)
 
 
-def check_settings(args: CompareArguments, *others: ModelArguments | ClassificationArguments) -> None:
+def costs(mixers: Iterable[str], args: CompareArguments, task: Task) -> Costs:
+    """What a training step takes, by the first `COST_STEPS` batches."""
+    batches = list(islice(DataLoader(task.train, args.batch_size, collate_fn=task.collator), COST_STEPS))
+    return measure({mixer: network(mixer, args, task) for mixer in mixers}, batches)
+
+
+def check_settings(args: CompareArguments, *others: TokenizerArguments | ClassificationArguments) -> None:
     """
     Keeps what all runs have in common beside them.
 
@@ -233,37 +243,26 @@ def train_all(args: CompareArguments, task: Task) -> None:
             Run(mixer, best, seed, args.max_steps).train(args, task)
 
 
-def parsed(arguments: list[str]) -> tuple[CompareArguments, ModelArguments, ClassificationArguments]:
-    """
-    The arguments; what `quick` says comes before those on the command line and after those of a file.
-
-    Raises:
-        ValueError: for a `model_config`, which no mixer would be built with.
-    """
-    kinds = (CompareArguments, ModelArguments, ClassificationArguments, RunArguments)
-    args, model_args, data_args, _ = parse(kinds, arguments)
+def parsed(arguments: list[str]) -> tuple[CompareArguments, TokenizerArguments, ClassificationArguments]:
+    """The arguments; what `quick` says comes before those on the command line and after those of a file."""
+    kinds = (CompareArguments, TokenizerArguments, ClassificationArguments, RunArguments)
+    args, tokenizer_args, data_args, _ = parse(kinds, arguments)
     if args.quick:
         has_data = any((data_args.dataset_name, data_args.train_file, data_args.listops))
         preset = QUICK | ({} if has_data else QUICK_DATA[args.task])
         preset = as_on_command_line(preset | {"output_dir": f"{args.output_dir}-quick"})  # another one may be told
-        args, model_args, data_args, _ = parse(kinds, [*preset, *arguments])
-    if model_args.model_config is not None:
-        raise ValueError(
-            f"`model_config` must not be given, since `hidden_size` and the like are for all mixers, but it is "
-            f"{model_args.model_config!r}."
-        )
-    return args, model_args, data_args
+        args, tokenizer_args, data_args, _ = parse(kinds, [*preset, *arguments])
+    return args, tokenizer_args, data_args
 
 
 def main(arguments: list[str] | None = None) -> Results:
     """Runs what has not been run; table and curves are of all that the folder holds."""
-    args, model_args, data_args = parsed(sys.argv[1:] if arguments is None else arguments)
-    task = TASKS[args.task](model_args, data_args, args.evaluation_examples)
-    check_settings(args, model_args, data_args)
+    args, tokenizer_args, data_args = parsed(sys.argv[1:] if arguments is None else arguments)
+    task = TASKS[args.task](tokenizer_args, data_args, args.evaluation_examples)
+    check_settings(args, tokenizer_args, data_args)
     train_all(args, task)
     results = finished(args.runs, args.max_steps, [*MIXERS, "mamba"])
-    write(results, Path(args.output_dir))
-    print(table(results))
+    write(results, costs(results, args, task), Path(args.output_dir))
     return results
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
+from compare_cost import Costs
 from matplotlib.figure import Figure
 
 
@@ -31,12 +32,12 @@ def finished(folder: Path, steps: int, mixers: Iterable[str]) -> Results:
     return results
 
 
-def table(results: Results) -> str:
-    """In Markdown, best first: perplexity or accuracy as mean and standard deviation over the seeds."""
+def table(results: Results, costs: Costs) -> str:
+    """In Markdown, best first: perplexity or accuracy as mean and standard deviation over the seeds, and the costs."""
     is_classification = "accuracy" in next(iter(results.values()))[0]
     score = "accuracy, %" if is_classification else "perplexity"
     lines = [
-        f"| mixer | {score} | seeds | loss | learning rate | parameters | seconds per run | MiB at the peak |",
+        f"| mixer | {score} | seeds | loss | learning rate | parameters | ms per step | MiB of a step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     scores_of = {
@@ -47,12 +48,11 @@ def table(results: Results) -> str:
     for mixer in ranked:
         runs, scores = results[mixer], scores_of[mixer]
         spread = f" ± {statistics.stdev(scores):.2f}" if len(runs) > 1 else ""
-        loss, seconds, memory = (
-            statistics.mean(run[name] for run in runs) for name in ("loss", "seconds", "mebibytes")
-        )
+        loss = statistics.mean(run["loss"] for run in runs)
+        milliseconds, memory = costs[mixer]["milliseconds"], costs[mixer]["mebibytes"]
         lines.append(
             f"| {mixer} | {statistics.mean(scores):.2f}{spread} | {len(runs)} | {loss:.4f} | "
-            f"{runs[0]['learning_rate']:g} | {runs[0]['parameters']:,} | {seconds:.0f} | {memory:.0f} |"
+            f"{runs[0]['learning_rate']:g} | {runs[0]['parameters']:,} | {milliseconds:.0f} | {memory:.0f} |"
         )
     return "\n".join(lines)
 
@@ -70,8 +70,10 @@ def draw(results: Results) -> Figure:
     return plot
 
 
-def write(results: Results, folder: Path) -> None:
-    """table.md, results.json and curves.png."""
-    (folder / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+def write(results: Results, costs: Costs, folder: Path) -> None:
+    """Prints the table, and writes table.md, results.json, costs.json and curves.png."""
+    print(table(results, costs))
+    (folder / "table.md").write_text(table(results, costs) + "\n", encoding="utf-8")
+    (folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results).savefig(folder / "curves.png", dpi=110)

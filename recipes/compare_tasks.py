@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
-from arguments import ModelArguments
+from arguments import TokenizerArguments
 from classify import ClassificationArguments, accuracy, load_examples, tokenize
 from classify import load_tokenizer as load_classifier_tokenizer
 from datasets import Dataset, DatasetDict
@@ -26,20 +26,20 @@ class Task(NamedTuple):
     before: Optional["Task"] = None  # what the body of the network is trained on first
 
 
-def causal_lm(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
+def causal_lm(tokenizer_args: TokenizerArguments, data: ClassificationArguments, at_most: int) -> Task:
     """The next token, evaluated on the first blocks of the validation text, `at_most` of them."""
     texts = load_text(data)
-    tokenizer = load_tokenizer(model, texts["train"], data.text_column)
+    tokenizer = load_tokenizer(tokenizer_args, texts["train"], data.text_column)
     blocks = make_blocks(texts, data.text_column, tokenizer, data.block_size)
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": data.block_size}
     evaluation = blocks["validation"].take(min(at_most, len(blocks["validation"])))
     return Task(GMAForCausalLM, fields, blocks["train"], evaluation, default_data_collator)
 
 
-def classification(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
+def classification(tokenizer_args: TokenizerArguments, data: ClassificationArguments, at_most: int) -> Task:
     """The class of a text by an encoder, evaluated on the first validation examples, `at_most` of them."""
     examples = load_examples(data)
-    return text_class(examples, data, load_classifier_tokenizer(model, data, examples["train"]), at_most)
+    return text_class(examples, data, load_classifier_tokenizer(tokenizer_args, data, examples["train"]), at_most)
 
 
 def text_class(
@@ -54,10 +54,10 @@ def text_class(
     return Task(GMAForSequenceClassification, fields, tokens["train"], evaluation, collator, accuracy)
 
 
-def pretrained_classification(model: ModelArguments, data: ClassificationArguments, at_most: int) -> Task:
+def pretrained_classification(tokenizer_args: TokenizerArguments, data: ClassificationArguments, at_most: int) -> Task:
     """The class of a text by the mean over a causal network that has learned the next token of the same texts."""
     examples = load_examples(data)
-    tokenizer = load_classifier_tokenizer(model, data, examples["train"])
+    tokenizer = load_classifier_tokenizer(tokenizer_args, data, examples["train"])
     after = text_class(examples, data, tokenizer, at_most)
     fields = after.fields | {"is_causal": True, "classifier_pooling": "mean"}
     blocks = blocks_of(examples["train"], "text", tokenizer, data.block_size, "train")

@@ -1,6 +1,6 @@
 """Tokenizers: one that is named, or one trained on the text of a recipe."""
 
-from arguments import ModelArguments
+from arguments import TokenizerArguments
 from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -11,7 +11,7 @@ PAD, CLS, MASK, UNKNOWN = SPECIAL = ["[PAD]", "[CLS]", "[MASK]", "[UNK]"]
 BYTES = 256 + len(SPECIAL)
 
 
-def load_tokenizer(args: ModelArguments, texts: Dataset, column: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(args: TokenizerArguments, texts: Dataset, column: str) -> PreTrainedTokenizerBase:
     """The tokenizer that is named, or one trained on `texts`."""
     if args.train_tokenizer is not None:
         if args.train_tokenizer < 257:
@@ -31,15 +31,17 @@ def load_tokenizer(args: ModelArguments, texts: Dataset, column: str) -> PreTrai
     return named_tokenizer(args)
 
 
-def named_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
+def named_tokenizer(args: TokenizerArguments) -> PreTrainedTokenizerBase:
     """The tokenizer that is named, else the checkpoint's own."""
-    name = args.tokenizer_name or args.model_name_or_path
+    name = args.named_tokenizer()
     if name is None:
-        raise ValueError("One of `tokenizer_name`, `train_tokenizer` and `model_name_or_path` must be given.")
+        raise ValueError(
+            "`tokenizer_name` or `train_tokenizer` must be given where no checkpoint is, but both are None."
+        )
     return AutoTokenizer.from_pretrained(name)
 
 
-def load_encoder_tokenizer(args: ModelArguments, texts: Dataset, column: str = "text") -> PreTrainedTokenizerBase:
+def load_encoder_tokenizer(args: TokenizerArguments, texts: Dataset, column: str = "text") -> PreTrainedTokenizerBase:
     """The tokenizer that is named, or a byte-level BPE trained on `texts` (260: bytes alone)."""
     if args.train_tokenizer is None:
         return named_tokenizer(args)
