@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import matplotlib
@@ -25,7 +26,9 @@ Figures = dict[str, dict[int, float]]
 def machine(device: str) -> str:
     """The machine and the versions, in one line."""
     if device == "cuda":
-        hardware = torch.cuda.get_device_name()
+        fla = next(iter(metadata.distributions(name="flash-linear-attention")), None)
+        mixing = "plain torch" if fla is None else f"flash-linear-attention {fla.version}"
+        hardware = f"{torch.cuda.get_device_name()}, GMA by {mixing}"
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

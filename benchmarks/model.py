@@ -94,7 +94,7 @@ def model(args: Arguments, name: str) -> GMAForCausalLM:
 
 
 def training_step(network: GMAForCausalLM, tokens: torch.Tensor) -> Callable[[], object]:
-    """Forward, loss, backward."""
+    """Forward, loss, backward, without an optimizer."""
 
     def call() -> None:
         network.train()(tokens, labels=tokens, use_cache=False).loss.backward()
@@ -104,7 +104,7 @@ def training_step(network: GMAForCausalLM, tokens: torch.Tensor) -> Callable[[],
 
 
 def prefill(network: GMAForCausalLM, tokens: torch.Tensor) -> Callable[[], object]:
-    """Forward of a prompt up to its last logits."""
+    """Forward of a prompt up to its last logits, without a cache."""
     return torch.inference_mode()(lambda: network.eval()(tokens, use_cache=False, logits_to_keep=1))
 
 

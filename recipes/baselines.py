@@ -170,6 +170,7 @@ NO_POSITIONS = {"position_embedding": "none"}
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
     "softmax + conv": Mixer(ConvolvedSoftmaxAttention, CONV),
+    "softmax + conv + output gate": Mixer(ConvolvedSoftmaxAttention, CONV | {"output_gate": True}),
     "softmax + conv + output gate, no positions": Mixer(
         ConvolvedSoftmaxAttention, CONV | {"output_gate": True} | NO_POSITIONS
     ),
@@ -186,6 +187,7 @@ MIXERS = {
     "gma + conv + gate": Mixer(fields=BOTH),
     "gma + conv + gates, no positions": Mixer(fields=GATES | NO_POSITIONS),
     "hybrid": Mixer(fields=GATES, softmax_layers=0.25),
+    "hybrid, no positions": Mixer(fields=GATES | NO_POSITIONS, softmax_layers=0.25),
 }
 
 

@@ -16,7 +16,8 @@ IMDB as bytes, as Long Range Arena's Text, from a language model of them (what c
 ListOps, made on the spot by the published grammar, here of 500 to 2,000 symbols as in Long Range Arena:
 
     python recipes/classify.py --listops 500 2000 --train_examples 96000 --test_examples 2000 \
-        --model_config recipes/configs/gma-listops.json --max_length 2001 --output_dir runs/gma-listops
+        --model_config recipes/configs/gma-listops.json --max_length 2001 --output_dir runs/gma-listops \
+        --learning_rate 1e-3 --max_steps 5000 --per_device_train_batch_size 32
 
 A data set of the Hub: `--dataset_name stanfordnlp/sst2 --text_column sentence`. Other arguments, `--config` and what a
 second run does: as in `train_clm.py`.

@@ -7,14 +7,14 @@ after, and how many components are in use after (exponential of the entropy of t
         --output_dir runs/routing_start --max_steps 200 --per_device_train_batch_size 4 --learning_rate 2e-3 \
         --warmup_steps 20 --lr_scheduler_type cosine --weight_decay 0.1 --seed 0 --report_to none --save_strategy no
 
-`RESULTS.md` keeps what came out.
+`RESULTS.md` keeps what came out, `results/routing_start.json` its figures.
 """
 
 import json
 from pathlib import Path
 
 import torch
-from arguments import ModelArguments
+from arguments import TokenizerArguments
 from texts import DataArguments, load_text, make_blocks
 from tokenizing import load_tokenizer
 from transformers import HfArgumentParser, Trainer, TrainingArguments, default_data_collator, set_seed
@@ -27,10 +27,12 @@ MODEL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "
 ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True}
 STARTS = {
     "softmax": {"layer_types": ["full_attention"] * 4},
+    "GMA, temperature 0.1": {"routing_temperature": 0.1},
     "GMA, temperature 0.2": {},
     "GMA, temperature 0.5": {"routing_temperature": 0.5},
     "GMA, temperature 1.0": {"routing_temperature": 1.0},
     "GMA, normalised, 0.2": {"normalize_routing": True},
+    "GMA + conv + gate, 0.1": {**ADDITIONS, "routing_temperature": 0.1},
     "GMA + conv + gate, 0.2": ADDITIONS,
     "GMA + conv + gate, normalised, 0.2": {**ADDITIONS, "normalize_routing": True},
     "GMA + conv + gate, normalised, 0.5": {**ADDITIONS, "normalize_routing": True, "routing_temperature": 0.5},
@@ -67,11 +69,11 @@ def routing_figures(model: GMAForCausalLM, input_ids: torch.Tensor) -> tuple[flo
 
 def main() -> None:
     """Trains from every start and writes the table."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    parser = HfArgumentParser((TokenizerArguments, DataArguments, TrainingArguments))
+    tokenizer_args, data_args, training_args = parser.parse_args_into_dataclasses()
     training_args.prediction_loss_only = True
     texts = load_text(data_args)
-    tokenizer = load_tokenizer(model_args, texts["train"], data_args.text_column)
+    tokenizer = load_tokenizer(tokenizer_args, texts["train"], data_args.text_column)
     blocks = make_blocks(texts, data_args.text_column, tokenizer, data_args.block_size)
     sample = torch.tensor(blocks["validation"][:8]["input_ids"])
 

@@ -11,14 +11,15 @@ text is github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; `tests/dat
         --eval_strategy steps --eval_steps 500 --save_strategy steps --save_steps 500 --save_total_limit 1 \
         --report_to none
 
-The checkpoint `model_cards/gma-wikitext2` (41 minutes on one thread beside other work):
+The checkpoint `model_cards/gma-wikitext2` (16 minutes of one core):
 
     python recipes/train_clm.py --config recipes/configs/wikitext2.yaml
 
-Other text: a data set of the Hub by its name, or files; another tokenizer; another architecture:
+Other text: a data set of the Hub by its name, or files; another tokenizer; another architecture (`--model_type gpt2`):
 
     python recipes/train_clm.py --dataset_name Salesforce/wikitext --dataset_config_name wikitext-103-raw-v1 \
-        --tokenizer_name openai-community/gpt2 --model_type gpt2 --output_dir runs/gpt2-wikitext103
+        --tokenizer_name openai-community/gpt2 --model_config recipes/configs/gma-small.json \
+        --output_dir runs/gma-wikitext103
     python recipes/train_clm.py --train_file train.txt --validation_file valid.txt --train_tokenizer 8000 \
         --model_config my_config.json --output_dir runs/mine
 

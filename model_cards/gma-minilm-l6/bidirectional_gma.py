@@ -2,8 +2,8 @@
 The bidirectional form as one operator, forward and backward by hand: all keys write, then all queries read. There may
 be fewer queries than keys, or none, and the other way round.
 
-The operator walks in blocks of tokens, keeps its inputs and the state, and computes the responsibilities again in the
-backward. `torch.compile` takes it as one node. A second derivative is refused.
+The operator walks in blocks of tokens, keeps its inputs, its output with the normaliser and the state, and computes
+the responsibilities again in the backward. `torch.compile` takes it as one node. A second derivative is refused.
 
 Inside, heads come before the batch.
 """

@@ -1,6 +1,7 @@
 """
 Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidirectional_gma`, or by those of
-flash-linear-attention on a GPU, one token by plain tensor operations. Shapes as in `functional_gma`.
+flash-linear-attention on a GPU; in the causal form, one token by plain tensor operations. Shapes as in
+`functional_gma`.
 """
 
 from typing import NamedTuple

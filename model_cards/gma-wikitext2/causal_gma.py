@@ -2,8 +2,9 @@
 The causal form of many tokens as one operator, forward and backward by hand (paper 3.6).
 
 Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state. The
-operator walks in blocks of chunks, keeps its inputs and the state before each block, and computes the responsibilities
-again in the backward, but for those of the last blocks, which are kept: what it stores of a long sequence are states.
+operator walks in blocks of chunks, keeps its inputs, its output with the normaliser and the state before each block,
+and computes the responsibilities again in the backward, but for those of the last blocks, which are kept: what it
+stores of a long sequence beyond inputs and output are states.
 `torch.compile` takes it as one node, whatever the length. A second derivative is refused.
 
 Inside, heads come before the batch.

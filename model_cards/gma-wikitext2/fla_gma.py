@@ -46,7 +46,8 @@ class _Once(torch.autograd.Function):
 @torch.compiler.disable
 def simple_gla(*args, **kwargs) -> tuple[Tensor, Tensor]:
     """`chunk_simple_gla` of flash-linear-attention. `torch.compile` breaks the graph here, as it does there."""
-    return _import_scan()(*(_Once.apply(tensor) for tensor in args), **kwargs)
+    once = {name: _Once.apply(value) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+    return _import_scan()(*(_Once.apply(tensor) for tensor in args), **once)
 
 
 def uses_fla(backend: str, device: torch.device) -> bool:
@@ -89,7 +90,7 @@ def mix_with_fla(
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """
-    `mix_causal` by `simple_gla`, for one segment: same arguments, same results. The responsibilities come from our
+    `mix_causal` by `simple_gla`, for one segment: its arguments and results. The responsibilities come from our
     kernels where these can be had; they, the values and the state are float32, whatever the dtype of the values. In
     the products of `simple_gla`, Triton rounds the factors to TF32 on NVIDIA cards since Ampere (10 bits, 3 decimal
     digits), unless the environment says `TRITON_F32_DEFAULT=ieee`.

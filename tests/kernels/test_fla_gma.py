@@ -107,13 +107,14 @@ def test_half_precision_keeps_its_state_in_float32(assert_close, device, dtype):
     assert all(gradients[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
-def test_a_second_derivative_is_refused(device):
-    tensors, mask = make_inputs(device, 20)
+@pytest.mark.parametrize("name", ["queries", "values", "log_decay", "state"])
+def test_a_second_derivative_is_refused(device, name):
+    tensors, mask = make_inputs(device, 20, gated=True, with_state=True)
     scores = score_weights(tensors["means"], tensors["variances"], tensors["prior_logits"])
     sequences = (tensors[name] for name in ("queries", "keys", "values"))
-    output, _ = mix_with_fla(*sequences, scores, EPSILON, mask, None, None)
+    output, _ = mix_with_fla(*sequences, scores, EPSILON, mask, tensors["log_decay"], tensors["state"])
     with pytest.raises(NotImplementedError, match="`create_graph` must be False"):
-        torch.autograd.grad(output.square().sum(), tensors["values"], create_graph=True)
+        torch.autograd.grad(output.square().sum(), tensors[name], create_graph=True)
 
 
 @torch.no_grad()

@@ -78,3 +78,5 @@ def test_accelerate_reads_its_configs(name):
     assert config.mixed_precision == ("no" if sharded else "bf16") and config.num_processes in (1, 8)
     if name == "fsdp2":
         assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in GMAForCausalLM._no_split_modules
+        # In shards, Trainer would save no model at the end
+        assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"

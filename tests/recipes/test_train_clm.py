@@ -25,6 +25,20 @@ def arguments(output, *more):
 SCRATCH = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL)]
 
 
+def test_a_data_set_by_its_name(recipe, tmp_path):
+    """Loaded as from the Hub, from a folder: its own validation split is what is evaluated."""
+    text = TEXT.read_text(encoding="utf-8")
+    losses = []
+    for name, validation in (("verse", text[20_000:]), ("digits", "0123456789" * 1000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train.txt").write_text(text[:20_000], encoding="utf-8")
+        (folder / "validation.txt").write_text(validation, encoding="utf-8")
+        data = ["--dataset_name", folder, *SCRATCH[2:], "--max_steps", 5]
+        losses.append(recipe.main(arguments(tmp_path / f"{name} run", *data))["eval_loss"])
+    assert losses[0] < losses[1]
+
+
 def test_trains_resumes_and_fine_tunes(recipe, tmp_path):
     first = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 10))
     resumed = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
