@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +127,22 @@ def parse(kinds: tuple[type, ...], arguments: list[str] | None = None) -> tuple[
     own = ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config")
     if path := own.parse_known_args(arguments)[0].config:
-        arguments = from_yaml(Path(path)) + arguments
-    return HfArgumentParser(kinds).parse_args_into_dataclasses(arguments, look_for_args_file=False)
+        known = {of_kind.name for kind in kinds for of_kind in fields(kind)}
+        arguments = from_yaml(Path(path), known) + arguments
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
 
-def from_yaml(path: Path) -> list[str]:
-    """The arguments of a file as on the command line."""
+def from_yaml(path: Path, known: set[str]) -> list[str]:
+    """The arguments of a file as on the command line, all of them among the known names."""
     if not path.is_file():
-        raise ValueError(f"`config` must be a YAML file, but {str(path)!r} is none.")
+        raise ValueError(f"`config` must be a YAML file, but {str(path)!r} is not a file.")
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"`config` must hold arguments by name, but {str(path)!r} does not.")
+    for name in values:
+        if name not in known:
+            raise ValueError(f"`config` must hold arguments of this recipe, but {str(path)!r} has {name!r}.")
     return as_on_command_line(values)
 
 

@@ -54,7 +54,7 @@ def load_files(files: dict[str, list[str]]) -> DatasetDict:
     for split, paths in files.items():
         for path in paths:
             if not Path(path).is_file():
-                raise ValueError(f"`{split}_file` must be files, but {path!r} is none.")
+                raise ValueError(f"`{split}_file` must be files, but {path!r} is not a file.")
     ending = Path(next(iter(files.values()))[0]).suffix
     match ending:
         case ".parquet":

@@ -33,7 +33,8 @@ def test_a_file_is_read_and_the_command_line_wins(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("no_such_name: 1\n", "no_such_name"),
+        ("no_such_name: 1\n", "run.yaml' has 'no_such_name'"),
+        ("learning_rat: 1\n", "run.yaml' has 'learning_rat'"),
         ("- 1\n", "`config` must hold arguments by name"),
         (None, "`config` must be a YAML file, but"),
     ],
@@ -44,6 +45,11 @@ def test_a_wrong_file_is_refused(recipe, tmp_path, text, sentence):
         path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         recipe.parse(kinds(recipe), ["--config", str(path)])
+
+
+def test_a_shortened_name_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="'--learning_rat'"):
+        recipe.parse(kinds(recipe), ["--output_dir", str(tmp_path), "--learning_rat", "1"])
 
 
 def test_patience_needs_the_best_checkpoint(recipe, tmp_path):

@@ -115,7 +115,7 @@ def test_listops_is_made_on_the_spot(recipe, tmp_path):
             "`label_column` must be one of ['id', 'sentence', 'speaker'], but it is 'class'",
         ),
         (["--train_tokenizer", 259], "`train_tokenizer` must be at least 260"),
-        (["--test_file", "no/such/file"], "`test_file` must be files, but 'no/such/file' is none"),
+        (["--test_file", "no/such/file"], "`test_file` must be files, but 'no/such/file' is not a file"),
     ],
 )
 def test_wrong_input_is_refused_in_a_sentence(recipe, files, tmp_path, wrong, sentence):

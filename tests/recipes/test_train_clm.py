@@ -84,7 +84,7 @@ def test_takes_another_architecture(recipe, tmp_path):
             "`model_config` must have fields of GMAConfig, but one is 'hiden_size'",
         ),
         (["--train_tokenizer", 300], "Exactly one of `dataset_name` and `train_file` must be given"),
-        (["--train_file", "no/such/file", "--train_tokenizer", 300], "must be files, but 'no/such/file' is none"),
+        (["--train_file", "no/such/file", "--train_tokenizer", 300], "but 'no/such/file' is not a file"),
         (["--train_file", TEXT], "`tokenizer_name` or `train_tokenizer` must be given where no checkpoint is"),
         (["--train_file", TEXT, "--train_tokenizer", 10], "`train_tokenizer` must be at least 257"),
     ],
