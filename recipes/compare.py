@@ -12,6 +12,11 @@ IMDB a second time, as causal networks that learn the next byte first, each with
 
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes-pretrained.yaml
 
+Beside the checkpoints `gma-wikitext2` and `gma-shakespeare`, with their training:
+
+    python recipes/compare.py --config recipes/configs/compare-wikitext2-long.yaml
+    python recipes/compare.py --config recipes/configs/compare-shakespeare.yaml
+
 `--quick True` makes any of them small (network, steps, seeds), in `NAME-quick` beside the folder of the whole one.
 Without data, on the text sample of the tests, and on ListOps, in a minute or two each:
 
