@@ -40,6 +40,8 @@ test-libraries: $(VENV)/installed-libraries
 compare: $(VENV)/installed
 	$(BIN)/python recipes/compare.py --quick True --output_dir runs/compare-quick
 	$(BIN)/python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
+	$(BIN)/python recipes/compare.py --quick True --task pretrained_classification \
+		--output_dir runs/compare-quick-pretrained
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
