@@ -27,8 +27,8 @@ def machine(device: str) -> str:
     """The machine and the versions, in one line."""
     if device == "cuda":
         fla = next(iter(metadata.distributions(name="flash-linear-attention")), None)
-        mixing = "plain torch" if fla is None else f"flash-linear-attention {fla.version}"
-        hardware = f"{torch.cuda.get_device_name()}, GMA by {mixing}"
+        installed = "without flash-linear-attention" if fla is None else f"flash-linear-attention {fla.version}"
+        hardware = f"{torch.cuda.get_device_name()}, {installed}"
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -21,8 +21,8 @@ class TokenizerArguments:
         default=None, metadata={"help": "Train a byte-level BPE of so many entries (257: bytes alone) on the text."}
     )
 
-    def named_tokenizer(self) -> str | None:
-        """Name or folder."""
+    def tokenizer_source(self) -> str | None:
+        """Name or folder of the tokenizer, if one is named."""
         return self.tokenizer_name
 
 
@@ -41,7 +41,7 @@ class ModelArguments(TokenizerArguments):
         },
     )
 
-    def named_tokenizer(self) -> str | None:
+    def tokenizer_source(self) -> str | None:
         return self.tokenizer_name or self.model_name_or_path
 
     def choices(self) -> dict:

@@ -72,8 +72,9 @@ def draw(results: Results) -> Figure:
 
 def write(results: Results, costs: Costs, folder: Path) -> None:
     """Prints the table, and writes table.md, results.json, costs.json and curves.png."""
-    print(table(results, costs))
-    (folder / "table.md").write_text(table(results, costs) + "\n", encoding="utf-8")
+    text = table(results, costs)
+    print(text)
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     (folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results).savefig(folder / "curves.png", dpi=110)

@@ -11,6 +11,7 @@ after, and how many components are in use after (exponential of the entropy of t
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -93,7 +94,9 @@ def main() -> None:
         trainer.train()
         after, in_use = routing_figures(model, sample)
         loss = trainer.evaluate()["eval_loss"]
-        rows[name] = {"loss": loss, "entropy_before": before, "entropy_after": after, "components_in_use": in_use}
+        rows[name] = {"loss": loss}
+        if not math.isnan(before):
+            rows[name] |= {"entropy_before": before, "entropy_after": after, "components_in_use": in_use}
         print(f"| {name} | {loss:.3f} | {before:.2f} | {after:.2f} | {in_use:.1f} |", flush=True)
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

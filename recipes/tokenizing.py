@@ -33,7 +33,7 @@ def load_tokenizer(args: TokenizerArguments, texts: Dataset, column: str) -> Pre
 
 def named_tokenizer(args: TokenizerArguments) -> PreTrainedTokenizerBase:
     """The tokenizer that is named, else the checkpoint's own."""
-    name = args.named_tokenizer()
+    name = args.tokenizer_source()
     if name is None:
         raise ValueError(
             "`tokenizer_name` or `train_tokenizer` must be given where no checkpoint is, but both are None."

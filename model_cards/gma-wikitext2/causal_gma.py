@@ -140,6 +140,10 @@ class _CausalScan:
         return made._replace(after=after[-1])
 
 
+def _layout(queries: Tensor, chunk_size: int, keep: bool) -> Layout:
+    return Layout.of(queries, sides=2, chunk_size=chunk_size, keep=keep)
+
+
 def _parts(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
     """Views of `flat`, one after another, and what is left of it."""
     sizes = [math.prod(shape) for shape in shapes]
@@ -179,7 +183,7 @@ def causal_scan(
         output, last, normaliser, states, kept = _buffers(queries, values, state, chunk_size, keep)
         scan = _CausalScan(queries, keys, values, weights, constant, centre, mask, log_decay, segments)
         running = rows_first(state)
-        for block, before in zip(Layout.of(queries, 2, chunk_size, keep).blocks(), states):
+        for block, before in zip(_layout(queries, chunk_size, keep).blocks(), states):
             before.copy_(running)
             chunks = scan.chunks(block, running, kept, is_filled=False)
             weighted = torch.bmm(chunks.affinity, chunks.values, out=scan.work("weighted", *chunks.values.shape))
@@ -196,7 +200,7 @@ def _(queries, keys, values, weights, constant, centre, mask, log_decay, segment
 
 
 def _buffers(queries, values, state, chunk_size, keep):
-    layout = Layout.of(queries, 2, chunk_size, keep)
+    layout = _layout(queries, chunk_size, keep)
     batch, heads, components, width = state.shape
     per_row = 2 * components * chunk_size + chunk_size**2 + components * width  # of a chunk: see `_CausalScan.chunks`
     return (
@@ -234,7 +238,7 @@ def _backward(
         grad_values = torch.empty_like(values)
         grad_log_decay = states.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
         running = rows_first(grad_state)  # gradient of the state after the chunk at hand
-        blocks = Layout.of(queries, 2, chunk_size, keep=len(kept) > 0).blocks()
+        blocks = _layout(queries, chunk_size, keep=len(kept) > 0).blocks()
         for block, state in reversed(list(zip(blocks, states))):
             span = slice(block.start, block.stop)
             c = scan.chunks(block, state, kept, is_filled=True)
