@@ -159,39 +159,40 @@ class Mixer(NamedTuple):
     """A contender: the layer in the place of GMA's (None: as `layer_types` says), and fields of its GMAConfig."""
 
     layer: type[nn.Module] | None = None
+    convolution: bool = False  # of queries, keys and values
     fields: dict[str, Any] = {}
     softmax_layers: float = 0.0  # share of the layers that are softmax, the last of each group
 
 
-CONV = {"conv_kernel_size": 4}
-BOTH = CONV | {"forget_gate": True}
-GATES = BOTH | {"output_gate": True}
+FORGET = {"forget_gate": True}
+OUTPUT = {"output_gate": True}
 NO_POSITIONS = {"position_embedding": "none"}
+ALL = FORGET | OUTPUT | NO_POSITIONS
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
-    "softmax + conv": Mixer(ConvolvedSoftmaxAttention, CONV),
-    "softmax + conv + output gate": Mixer(ConvolvedSoftmaxAttention, CONV | {"output_gate": True}),
-    "softmax + conv + output gate, no positions": Mixer(
-        ConvolvedSoftmaxAttention, CONV | {"output_gate": True} | NO_POSITIONS
-    ),
+    "softmax + conv": Mixer(ConvolvedSoftmaxAttention, True),
+    "softmax + conv + output gate": Mixer(ConvolvedSoftmaxAttention, True, OUTPUT),
+    "softmax + conv + output gate, no positions": Mixer(ConvolvedSoftmaxAttention, True, OUTPUT | NO_POSITIONS),
     "linear": Mixer(LinearAttention),
-    "linear + conv": Mixer(LinearAttention, CONV),
-    "linear + conv + gate": Mixer(LinearAttention, BOTH),
-    "linear + conv + gates, no positions": Mixer(LinearAttention, GATES | NO_POSITIONS),
+    "linear + conv": Mixer(LinearAttention, True),
+    "linear + conv + gate": Mixer(LinearAttention, True, FORGET),
+    "linear + conv + gates, no positions": Mixer(LinearAttention, True, ALL),
     "performer": Mixer(Performer),
-    "performer + conv": Mixer(Performer, CONV),
-    "performer + conv + gate": Mixer(Performer, BOTH),
-    "performer + conv + gates, no positions": Mixer(Performer, GATES | NO_POSITIONS),
+    "performer + conv": Mixer(Performer, True),
+    "performer + conv + gate": Mixer(Performer, True, FORGET),
+    "performer + conv + gates, no positions": Mixer(Performer, True, ALL),
     "gma": Mixer(),
-    "gma + conv": Mixer(fields=CONV),
-    "gma + conv + gate": Mixer(fields=BOTH),
-    "gma + conv + gates, no positions": Mixer(fields=GATES | NO_POSITIONS),
-    "hybrid": Mixer(fields=GATES, softmax_layers=0.25),
-    "hybrid, no positions": Mixer(fields=GATES | NO_POSITIONS, softmax_layers=0.25),
+    "gma + conv": Mixer(None, True),
+    "gma + conv + gate": Mixer(None, True, FORGET),
+    "gma + conv + gates, no positions": Mixer(None, True, ALL),
+    "hybrid": Mixer(None, True, FORGET | OUTPUT, softmax_layers=0.25),
+    "hybrid, no positions": Mixer(None, True, ALL, softmax_layers=0.25),
 }
 
 
-def build(head: type[GMAPreTrainedModel], name: str, fields: dict[str, Any]) -> PreTrainedModel:
+def build(
+    head: type[GMAPreTrainedModel], name: str, fields: dict[str, Any], conv_kernel_size: int = 4
+) -> PreTrainedModel:
     """
     A model from scratch with one of `MIXERS`, or "mamba" (causal language models only; see `mamba_like`). The width of
     its MLPs makes up for what its mixer has more or fewer parameters than plain GMA.
@@ -200,6 +201,7 @@ def build(head: type[GMAPreTrainedModel], name: str, fields: dict[str, Any]) -> 
         head: the class of the model, with GMA.
         name: of the mixer.
         fields: of `GMAConfig`, for all contenders.
+        conv_kernel_size: taps of the causal convolution of the mixers that have one; that of an encoder has 3.
 
     Raises:
         ValueError: for another name.
@@ -209,16 +211,22 @@ def build(head: type[GMAPreTrainedModel], name: str, fields: dict[str, Any]) -> 
         return mamba_like(plain)
     if name not in MIXERS:
         raise ValueError(f"`mixer` must be one of {', '.join([*MIXERS, 'mamba'])}, but it is {name!r}.")
-    missing = plain.num_parameters() - with_mixer(head, MIXERS[name], fields).num_parameters()
+    mixer = MIXERS[name]
+    missing = plain.num_parameters() - with_mixer(head, mixer, fields, conv_kernel_size).num_parameters()
     units = round(missing / plain.config.num_hidden_layers / (2 * plain.config.hidden_size + 1))
-    return with_mixer(head, MIXERS[name], fields | {"intermediate_size": plain.config.intermediate_size + units})
+    fields = fields | {"intermediate_size": plain.config.intermediate_size + units}
+    return with_mixer(head, mixer, fields, conv_kernel_size)
 
 
-def with_mixer(head: type[GMAPreTrainedModel], mixer: Mixer, fields: dict[str, Any]) -> GMAPreTrainedModel:
+def with_mixer(
+    head: type[GMAPreTrainedModel], mixer: Mixer, fields: dict[str, Any], conv_kernel_size: int
+) -> GMAPreTrainedModel:
     """A model with this mixer."""
     extra = mixer.fields
     if not fields.get("is_causal", True):  # no gate there, and a centred convolution
-        extra = extra | {"forget_gate": False, "conv_kernel_size": 3 if "conv_kernel_size" in extra else 0}
+        extra, conv_kernel_size = extra | {"forget_gate": False}, 3
+    if mixer.convolution:
+        extra = extra | {"conv_kernel_size": conv_kernel_size}
     layers = fields["num_hidden_layers"]
     softmax = {i for i in range(layers) if mixer.softmax_layers and (i + 1) % round(1 / mixer.softmax_layers) == 0}
     layer_types = ["full_attention" if i in softmax else "gma" for i in range(layers)]

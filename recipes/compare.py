@@ -12,10 +12,11 @@ IMDB a second time, as causal networks that learn the next byte first, each with
 
     python recipes/compare.py --config recipes/configs/compare-imdb-bytes-pretrained.yaml
 
-Beside the checkpoints `gma-wikitext2` and `gma-shakespeare`, with their training:
+Beside the checkpoints `gma-wikitext2`, `gma-shakespeare` and `gma-imdb-bytes`, with their training:
 
     python recipes/compare.py --config recipes/configs/compare-wikitext2-long.yaml
     python recipes/compare.py --config recipes/configs/compare-shakespeare.yaml
+    python recipes/compare.py --config recipes/configs/compare-imdb-bytes-long.yaml
 
 `--quick True` makes any of them small (network, steps, seeds), in `NAME-quick` beside the folder of the whole one.
 Without data, on the text sample of the tests, and on ListOps, in a minute or two each:
@@ -86,6 +87,12 @@ class CompareArguments:
     num_hidden_layers: int = field(default=4, metadata={"help": "Layers of the network."})
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a layer."})
     num_components: int = field(default=64, metadata={"help": "K of GMA, and random features of Performer."})
+    conv_kernel_size: int = field(
+        default=4, metadata={"help": "Taps of the causal convolution of mixers that have one."}
+    )
+    train_sampling_strategy: str = field(
+        default="random", metadata={"help": "As of TrainingArguments: 'group_by_length' pads texts of a batch less."}
+    )
     report_to: str = field(default="none", metadata={"help": "Tracker that the learning curves go to as well."})
     quick: bool = field(default=False, metadata={"help": "A small network and few steps, where nothing else is said."})
 
@@ -182,6 +189,7 @@ class Run:
             warmup_steps=steps // 10,
             weight_decay=0.1,
             adam_beta2=0.99,
+            train_sampling_strategy=args.train_sampling_strategy,
             seed=self.seed,
             save_strategy="no",
             logging_steps=max(1, steps // 20),
@@ -205,7 +213,7 @@ def network(mixer: str, args: CompareArguments, task: Task) -> PreTrainedModel:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_components")
     fields = {name: getattr(args, name) for name in names} | {"hidden_act": "gelu_new"}
     fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return build(task.head, mixer, fields | task.fields)
+    return build(task.head, mixer, fields | task.fields, args.conv_kernel_size)
 
 
 def costs(mixers: Iterable[str], args: CompareArguments, task: Task) -> Costs:

@@ -1,10 +1,10 @@
 """
 The causal form of many tokens as one operator, forward and backward by hand (paper 3.6).
 
-Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state. The
-operator walks in blocks of chunks, keeps its inputs, its output with the normaliser and the state before each block,
-and computes the responsibilities again in the backward, but for those of the last blocks, which are kept: what it
-stores of a long sequence beyond inputs and output are states.
+Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state, by
+one product for the chunks of a block. The operator walks from block to block, keeps its inputs, its output with the
+normaliser and the state before each block, and computes the responsibilities again in the backward, but for those of
+the last blocks, which are kept: what it stores of a long sequence beyond inputs and output are states.
 `torch.compile` takes it as one node, whatever the length. A second derivative is refused.
 
 Inside, heads come before the batch.
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .functional_gma import decay_between
@@ -25,6 +26,7 @@ from .routing_gma import (
     RoutingGradients,
     Workspace,
     batch_first,
+    block_tokens,
     extend_values,
     features,
     grad_weighted,
@@ -35,26 +37,33 @@ from .routing_gma import (
 )
 
 
+# Chunks of a block: the product that carries states from chunk to chunk grows with their square.
+BLOCK_CHUNKS = 64
+
+
 class _Decay(NamedTuple):
     """
-    What a chunk forgets, by the gate and across the borders of segments: factors on the affinity inside the chunk
-    `[chunks, C, C]`, on what a token reads of the state before the chunk, on what of its writing reaches the end of
-    the chunk, both `[chunks, C, 1]`, and on the state from one chunk to the next `[H * B, chunks, 1, 1]`.
+    What the gate and the borders of segments leave of what was written, as factors; None for 1. A block has n chunks
+    of each row, `chunks` in all.
     """
 
-    inside: Tensor
-    read: Tensor
-    write: Tensor
-    carry: Tensor
+    between: Tensor  # from the end of a chunk to the start of a later one, else 0: [H * B, n later, n]
+    inside: Tensor | None = None  # from token to token of a chunk: [chunks, C, C]
+    read: Tensor | None = None  # from the start of the chunk to a token: [chunks, C, 1]
+    write: Tensor | None = None  # from a token to the end of the chunk: [chunks, C, 1]
+    carry: Tensor | None = None  # over a chunk: [H * B, n, 1]
+    first: Tensor | None = None  # from the start of the block to that of a chunk: [H * B, n, 1]
+    last: Tensor | None = None  # from the end of a chunk to that of the block: [H * B, n, 1]
 
     @classmethod
-    def of(cls, block: Block, heads: int, batch: int, state, log_decay, segments) -> "_Decay | None":
-        """From log decays `[B, H, N]` and segments `[B, N]`; None where both are, and nothing is forgotten."""
+    def of(cls, block: Block, heads: int, batch: int, earlier, log_decay, segments) -> "_Decay":
+        """From log decays `[B, H, N]` and segments `[B, N]`, or None of one or both, and ones below the diagonal."""
+        rows, chunks = heads * batch, (block.stop - block.start) // block.size
+        earlier = earlier[:chunks, :chunks]
         if log_decay is None and segments is None:
-            return None
-        chunks = (block.stop - block.start) // block.size
+            return cls(earlier.expand(rows, -1, -1))
         if log_decay is None:
-            elapsed = state.new_zeros(heads, batch, chunks, block.size)
+            elapsed = earlier.new_zeros(heads, batch, chunks, block.size)
         else:
             elapsed = log_decay.transpose(0, 1)[:, :, block.start : block.stop]
             elapsed = elapsed.unflatten(-1, (chunks, block.size)).cumsum(-1)
@@ -67,11 +76,16 @@ class _Decay(NamedTuple):
             before = torch.cat([before[:, None, None], last[:, :-1]], dim=1)
             inside = inside * (here[..., :, None] == here[..., None, :])
             read, write, carry = read * (here == before), write * (here == last), carry * (before == last)
+        carry = carry.reshape(rows, chunks, 1)
+        since = torch.where(earlier > 0, carry, 1).cumprod(1)  # from the end of a chunk to that of a later one
         return cls(
+            F.pad(since[:, :-1], (0, 0, 1, 0)) * earlier,
             inside.reshape(-1, block.size, block.size),
             read.reshape(-1, block.size, 1),
             write.reshape(-1, block.size, 1),
-            carry.reshape(heads * batch, chunks, 1, 1),
+            carry,
+            first=F.pad(carry[:, :-1].cumprod(1), (0, 0, 1, 0), value=1),
+            last=since[:, -1, :, None],
         )
 
 
@@ -82,7 +96,7 @@ class _Chunks(NamedTuple):
     gamma: Tensor  # of queries and of keys, [2, chunks, C, K]
     values: Tensor  # [chunks, C, d_v + 1]
     affinity: Tensor  # [chunks, C, C], with the causal mask and decays
-    decay: _Decay | None
+    decay: _Decay
     before: Tensor  # the state before each chunk, [H * B, chunks of a row, K, d_v + 1]
     after: Tensor | None = None  # the state after the last chunk, [H * B, K, d_v + 1], unless the block was kept
 
@@ -90,11 +104,13 @@ class _Chunks(NamedTuple):
 class _CausalScan:
     """The causal form block by block: what both of its operators compute from the inputs."""
 
-    def __init__(self, queries, keys, values, weights, constant, centre, mask, log_decay, segments):
-        self.sides, self.values = [queries, keys], values
+    def __init__(self, layout: Layout, queries, keys, values, weights, constant, centre, mask, log_decay, segments):
+        self.sides = list(zip(*(layout.cut(x.transpose(0, 1)) for x in (queries, keys))))
+        self.values = layout.cut(values.transpose(0, 1))
         self.weights, self.constant, self.centre = weights.flatten(0, 1), constant.flatten(0, 1), centre
         self.mask, self.log_decay, self.segments = mask, log_decay, segments
-        self.work = Workspace(centre)
+        self.work, chunks = Workspace(centre), layout.step // layout.chunk_size
+        self.earlier = centre.new_ones(chunks, chunks).tril(-1)
 
     def chunks(self, block: Block, state: Tensor, kept: Tensor, is_filled: bool) -> _Chunks:
         """
@@ -102,14 +118,14 @@ class _CausalScan:
             state: the state before the block, `[H * B, K, d_v + 1]`.
             kept: what is kept of the last blocks, `[blocks, numbers]`, to read (`is_filled`) or to write.
         """
-        work, span = self.work, slice(block.start, block.stop)
+        work, values = self.work, self.values[block.index]
         rows, components, width = state.shape
-        batch, heads = self.values.shape[:2]
-        x = features(work, block, self.sides, self.centre)
-        values = extend_values(work, block, self.values).view(-1, block.size, width)
-        decay = _Decay.of(block, heads, batch, state, self.log_decay, self.segments)
+        heads, batch, length, _ = values.shape
+        chunks = rows * length // block.size
+        x = features(work, self.sides[block.index], self.centre)
+        values = extend_values(work, values).view(chunks, block.size, width)
+        decay = _Decay.of(block, heads, batch, self.earlier, self.log_decay, self.segments)
 
-        chunks = len(values)
         shapes = {
             "gamma": (2, chunks, block.size, components),
             "affinity": (chunks, block.size, block.size),
@@ -128,20 +144,17 @@ class _CausalScan:
         query_gamma, key_gamma = gamma
         route(work, x, self.weights, self.constant, out=gamma.view(*x.shape[:2], components))
         if self.mask is not None:
-            key_gamma.view(heads, batch, -1, components).mul_(self.mask[:, span, None])
+            key_gamma.view(heads, batch, length, components).mul_(self.mask[:, block.start : block.stop, None])
         torch.bmm(query_gamma, key_gamma.mT, out=affinity)
-        affinity.tril_() if decay is None else affinity.mul_(decay.inside)
-        writing = _times(key_gamma, decay and decay.write)
-        written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width))
-        before[:, 0] = state
-        after = [*before.unbind(1)[1:], torch.empty_like(state)]
-        for chunk, new in enumerate(written.view(before.shape).unbind(1)):
-            _carry_on(before[:, chunk], decay and decay.carry[:, chunk], new, out=after[chunk])
-        return made._replace(after=after[-1])
+        affinity.tril_() if decay.inside is None else affinity.mul_(decay.inside)
+        writing = _times(key_gamma, decay.write)
+        written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width)).view(before.shape)
+        _sum_over_chunks(decay.between, written, _times(state.view(rows, 1, -1), decay.first), out=before)
+        return made._replace(after=_carry_on(before[:, -1], decay.carry, -1, written[:, -1]))
 
 
 def _layout(queries: Tensor, chunk_size: int, keep: bool) -> Layout:
-    return Layout.of(queries, sides=2, chunk_size=chunk_size, keep=keep)
+    return Layout.of(queries, min(block_tokens(queries, sides=2), BLOCK_CHUNKS * chunk_size), chunk_size, keep)
 
 
 def _parts(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
@@ -155,8 +168,13 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
 
 
-def _carry_on(x: Tensor, factor: Tensor | None, new: Tensor, out: Tensor) -> Tensor:
-    return torch.add(x, new, out=out) if factor is None else torch.addcmul(new, x, factor, out=out)
+def _sum_over_chunks(between: Tensor, x: Tensor, edge: Tensor, out: Tensor) -> None:
+    """`between x + edge`: running states of a block from what its chunks wrote, both `[H * B, n, K, d_v + 1]`."""
+    torch.baddbmm(edge, between, x.flatten(2), out=out.flatten(2))
+
+
+def _carry_on(x: Tensor, carry: Tensor | None, chunk: int, new: Tensor) -> Tensor:
+    return x + new if carry is None else torch.addcmul(new, x, carry[:, chunk, :, None])
 
 
 @torch.library.custom_op(f"{NAMESPACE}::causal", mutates_args=())
@@ -176,19 +194,21 @@ def causal_scan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """
-    Output and last state, and for the backward the normaliser `GammaQ z + eps` `[H, B, N, 1]`, the state before each
+    Output and last state, and for the backward the normaliser `GammaQ z + eps` `[B, H, N, 1]`, the state before each
     block `[blocks, H * B, K, d_v + 1]`, and what is kept of the last blocks `[blocks, numbers]`.
     """
     with torch.autocast(device_type=values.device.type, enabled=False):
         output, last, normaliser, states, kept = _buffers(queries, values, state, chunk_size, keep)
-        scan = _CausalScan(queries, keys, values, weights, constant, centre, mask, log_decay, segments)
+        layout = _layout(queries, chunk_size, keep)
+        scan = _CausalScan(layout, queries, keys, values, weights, constant, centre, mask, log_decay, segments)
+        outputs, normalisers = (layout.cut(x.transpose(0, 1)) for x in (output, normaliser))
         running = rows_first(state)
-        for block, before in zip(_layout(queries, chunk_size, keep).blocks(), states):
+        for block, before, *results in zip(layout.blocks(), states, outputs, normalisers):
             before.copy_(running)
             chunks = scan.chunks(block, running, kept, is_filled=False)
             weighted = torch.bmm(chunks.affinity, chunks.values, out=scan.work("weighted", *chunks.values.shape))
-            weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay and chunks.decay.read), chunks.before.flatten(0, 1))
-            read_weighted(block, weighted, epsilon, output, normaliser)
+            weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay.read), chunks.before.flatten(0, 1))
+            read_weighted(weighted, epsilon, *results)
             running = chunks.after
         last.copy_(batch_first(running, values))
         return output, last, normaliser, states, kept
@@ -206,7 +226,7 @@ def _buffers(queries, values, state, chunk_size, keep):
     return (
         torch.empty_like(values),
         torch.empty_like(state, memory_format=torch.contiguous_format),
-        state.new_empty(heads, batch, layout.length, 1),
+        state.new_empty(batch, heads, layout.length, 1),
         state.new_empty(layout.num_blocks, heads * batch, components, width),
         state.new_empty(layout.num_kept, layout.step * heads * batch * per_row // chunk_size),
     )
@@ -233,59 +253,52 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, values, weights, constant, log decays (empty without a gate) and the first state."""
     with torch.autocast(device_type=values.device.type, enabled=False):
-        scan = _CausalScan(queries, keys, values, weights, constant, centre, mask, log_decay, segments)
-        work, sides = scan.work, RoutingGradients([queries, keys], scan.weights)
-        grad_values = torch.empty_like(values)
+        layout = _layout(queries, chunk_size, keep=len(kept) > 0)
+        scan = _CausalScan(layout, queries, keys, values, weights, constant, centre, mask, log_decay, segments)
+        work, routing = scan.work, RoutingGradients(scan.weights)
+        grads = [torch.empty_like(x) for x in (queries, keys, values)]
         grad_log_decay = states.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
-        running = rows_first(grad_state)  # gradient of the state after the chunk at hand
-        blocks = _layout(queries, chunk_size, keep=len(kept) > 0).blocks()
-        for block, state in reversed(list(zip(blocks, states))):
-            span = slice(block.start, block.stop)
+        tensors = (grad_output, output, normaliser, *grads)
+        pieces = zip(layout.blocks(), states, *(layout.cut(x.transpose(0, 1)) for x in tensors))
+        running = rows_first(grad_state)  # gradient of the state after the block at hand
+        for block, state, *incoming, query_target, key_target, value_target in reversed(list(pieces)):
             c = scan.chunks(block, state, kept, is_filled=True)
-            grad = grad_weighted(work, block, grad_output, output, normaliser).view(c.values.shape)
+            grad = grad_weighted(work, *incoming).view(c.values.shape)
 
-            query_gamma, key_gamma = reading, writing = c.gamma
-            if c.decay is not None:
-                reading, writing = reading * c.decay.read, writing * c.decay.write
-            before, states_before = c.before, c.before.flatten(0, 1)
-            grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *states_before.shape)).view(before.shape)
-            grad_written, grad_carry = work("grad_written", *before.shape), work("grad_carry", *before.shape[:2])
-            grad_written[:, -1] = running
-            earlier = [torch.empty_like(running), *grad_written.unbind(1)[:-1]]
-            for chunk in reversed(range(before.shape[1])):
-                here = grad_written[:, chunk]
-                if log_decay is not None:
-                    torch.sum(here * before[:, chunk], dim=(-2, -1), out=grad_carry[:, chunk])
-                _carry_on(here, c.decay and c.decay.carry[:, chunk], grad_before[:, chunk], out=earlier[chunk])
-            running = earlier[0]
-            grad_written = grad_written.flatten(0, 1)
+            query_gamma, key_gamma = c.gamma
+            reading, writing = _times(query_gamma, c.decay.read), _times(key_gamma, c.decay.write)
+            before = c.before.flatten(0, 1)
+            grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *before.shape)).view(c.before.shape)
+            grad_states, last = work("grad_states", *c.before.shape), running.view(len(running), 1, -1)
+            _sum_over_chunks(c.decay.between.mT, grad_before, _times(last, c.decay.last), out=grad_states)
+            running = _carry_on(grad_states[:, 0], c.decay.carry, 0, grad_before[:, 0])
 
+            grad_written = grad_states.flatten(0, 1)
             grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
             grad_query, grad_key = grad_gamma = work("grad_gamma", *c.gamma.shape)
-            torch.bmm(grad, states_before.mT, out=grad_query)
+            torch.bmm(grad, before.mT, out=grad_query)
             torch.bmm(c.values, grad_written.mT, out=grad_key)
-            if c.decay is None:
+            if c.decay.inside is None:
                 grad_affinity.tril_()
             else:
                 grad_query.mul_(c.decay.read)
                 grad_key.mul_(c.decay.write)
                 if log_decay is not None:
-                    grad_total = grad_carry.view(-1) * c.decay.carry.view(-1)
+                    grad_carry = (grad_states * c.before).sum((-2, -1))
+                    grad_total = (grad_carry * c.decay.carry[..., 0]).view(-1)
                     here = _grad_log_decay(c, grad_affinity * c.affinity, grad_query, grad_key, grad_total)
-                    target = grad_log_decay.transpose(0, 1)[:, :, span]
+                    target = grad_log_decay.transpose(0, 1)[:, :, block.start : block.stop]
                     target.copy_(here.view(target.shape))
                 grad_affinity.mul_(c.decay.inside)
             grad_query.baddbmm_(grad_affinity, key_gamma)
             grad_key.baddbmm_(grad_affinity.mT, query_gamma)
-            sides.add(work, block, c.features, c.gamma, grad_gamma)
+            routing.add(work, [query_target, key_target], c.features, c.gamma, grad_gamma)
 
             width = values.shape[-1]
-            target = grad_values.transpose(0, 1)[:, :, span]
             here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
-            target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(target.shape))
-        grad_weights, grad_constant = sides.weights.view(weights.shape), sides.constant.view(constant.shape)
-        grad_state = batch_first(running, values)
-        return *sides.inputs, grad_values, grad_weights, grad_constant, grad_log_decay, grad_state
+            value_target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(value_target.shape))
+        grad_weights, grad_constant = routing.weights.view(weights.shape), routing.constant.view(constant.shape)
+        return *grads, grad_weights, grad_constant, grad_log_decay, batch_first(running, values)
 
 
 def _grad_log_decay(chunks: _Chunks, moved, grad_query, grad_key, grad_total) -> Tensor:

@@ -3,6 +3,7 @@ What mixing in blocks stands on: buffers that are used again, the cut of a seque
 block, forward and backward by hand. Heads come before the batch here, since the score weights are per head.
 """
 
+import math
 import threading
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ import torch
 
 # A copy of these files that travels with a checkpoint registers operators of its own
 NAMESPACE = __name__.replace(".", "_")
-# Rows (sides x batch x heads x tokens) of a block: on a CPU what stays in the cache, elsewhere what fills the device.
-BLOCK_ROWS_CPU, BLOCK_ROWS = 2**12, 2**20
+# Rows (sides x batch x heads x tokens) of a block: on a CPU by the cache of a core, elsewhere what fills the device.
+BLOCK_ROWS_CPU = 2**13 if torch.cpu.get_capabilities().get("l2_cache_size", 0) >= 2**21 else 2**12
+BLOCK_ROWS = 2**20
 # Rows (batch x heads x tokens) of which the backward finds what the forward made: a bound that does not grow with N.
 KEPT_ROWS = 2**13
 
@@ -31,11 +33,15 @@ class Workspace:
         self.buffers = vars(_CPU_BUFFERS).setdefault(like.dtype, {}) if like.device.type == "cpu" else {}
 
     def __call__(self, name: str, *shape: int) -> torch.Tensor:
-        size = torch.Size(shape).numel()
-        if name not in self.buffers or self.buffers[name].numel() < size:
+        view, buffer = self.buffers.get(name, (None, None))
+        if view is None or view.shape != shape:
+            size = math.prod(shape)
             with torch.inference_mode(False):  # or gradients could not use it later
-                self.buffers[name] = torch.empty(size, dtype=self.like.dtype, device=self.like.device)
-        return self.buffers[name][:size].view(shape)
+                if buffer is None or len(buffer) < size:
+                    buffer = torch.empty(size, dtype=self.like.dtype, device=self.like.device)
+                view = buffer[:size].view(shape)
+            self.buffers[name] = view, buffer
+        return view
 
 
 def refuse_second_derivative(ctx, *grads: torch.Tensor) -> None:
@@ -49,10 +55,17 @@ def refuse_second_derivative(ctx, *grads: torch.Tensor) -> None:
 class Block(NamedTuple):
     """Tokens `start` to `stop`, cut into chunks of `size` tokens; `kept`: its place among the blocks that are kept."""
 
+    index: int
     start: int
     stop: int
     size: int
     kept: int | None
+
+
+def block_tokens(x: torch.Tensor, sides: int) -> int:
+    """Tokens of a block of `[B, H, N, d]`. `sides`: 2 where it has queries and keys, 1 where it has one of them."""
+    batch, heads, _, _ = x.shape
+    return (BLOCK_ROWS_CPU if x.device.type == "cpu" else BLOCK_ROWS) // (sides * batch * heads)
 
 
 class Layout(NamedTuple):
@@ -70,12 +83,11 @@ class Layout(NamedTuple):
     num_kept: int  # the last ones, of which what the forward makes is kept
 
     @classmethod
-    def of(cls, queries: torch.Tensor, sides: int, chunk_size: int, keep: bool) -> "Layout":
-        """`sides`: 2 where a block has queries and keys, 1 where it has one of them, and so twice the tokens."""
-        batch, heads, length, _ = queries.shape
+    def of(cls, x: torch.Tensor, tokens: int, chunk_size: int, keep: bool) -> "Layout":
+        """Of `[B, H, N, d]`, in blocks of at most `tokens` tokens, but one chunk at least."""
+        batch, heads, length, _ = x.shape
         rows, whole = batch * heads, length - length % chunk_size
-        block_rows = BLOCK_ROWS_CPU if queries.device.type == "cpu" else BLOCK_ROWS
-        step = min(max(1, block_rows // (sides * rows * chunk_size)) * chunk_size, max(whole, chunk_size))
+        step = min(max(1, tokens // chunk_size) * chunk_size, max(whole, chunk_size))
         rest = 1 if length > whole else 0
         kept = KEPT_ROWS // (rows * step) if keep else 0
         num_blocks = -(-whole // step) + rest
@@ -87,18 +99,23 @@ class Layout(NamedTuple):
         if self.whole < self.length:
             spans.append((self.whole, self.length, self.length - self.whole))
         dropped = len(spans) - self.num_kept
-        return [Block(*span, index - dropped if index >= dropped else None) for index, span in enumerate(spans)]
+        return [Block(i, *span, i - dropped if i >= dropped else None) for i, span in enumerate(spans)]
+
+    def cut(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The blocks of `[H, B, N, d]`: views of `x`, `[H, B, L, d]`."""
+        return x.split([block.stop - block.start for block in self.blocks()], dim=2)
 
 
-def features(work: Workspace, block: Block, sides: list[torch.Tensor], centre: torch.Tensor) -> torch.Tensor:
-    """`[x * x, x]` of centred queries and keys `[B, H, N, d_r]`, or one of them, `[sides * H, B * L, 2 d_r]`."""
-    batch, heads, _, width = sides[0].shape
-    length = block.stop - block.start
-    both = work("features", len(sides), heads, batch, length, 2 * width)
-    for target, x in zip(both, sides):
-        torch.sub(x.transpose(0, 1)[:, :, block.start : block.stop], centre[:, None, None], out=target[..., width:])
-    torch.mul(both[..., width:], both[..., width:], out=both[..., :width])
-    return both.view(len(sides) * heads, batch * length, 2 * width)
+def features(work: Workspace, sides: list[torch.Tensor], centre: torch.Tensor) -> torch.Tensor:
+    """`[x * x, x]` of a block of queries and keys `[H, B, L, d_r]`, or one, centred: `[sides * H, B * L, 2 d_r]`."""
+    heads, batch, length, width = sides[0].shape
+    both = work("features", len(sides) * heads, batch * length, 2 * width)
+    squares, centred = both.view(len(sides), heads, batch, length, 2 * width).split(width, dim=-1)
+    centre = centre.view(heads, 1, 1, width)
+    for x, target in zip(sides, centred):
+        torch.sub(x, centre, out=target)
+    torch.mul(centred, centred, out=squares)
+    return both
 
 
 def route(
@@ -111,42 +128,42 @@ def route(
 
 class RoutingGradients:
     """
-    Collects the gradients of queries and keys (or one of them), and of the weights of their scores.
-
-    Args:
-        inputs: queries and keys, `[B, H, N, d_r]` each.
-        weights: `[sides * H, 2 d_r, K]`.
+    Block by block those of queries and keys (or one of them), and those of the weights of their scores, `[sides * H,
+    2 d_r, K]`, and of the constants as sums over the blocks.
     """
 
-    def __init__(self, inputs: list[torch.Tensor], weights: torch.Tensor):
-        self.inputs = [torch.empty_like(x) for x in inputs]
-        self.transposed_weights = weights.transpose(1, 2)
-        self.weights = torch.zeros_like(weights)
+    def __init__(self, weights: torch.Tensor):
+        self.transposed_weights = weights.mT
+        self.weights = weights.new_zeros(weights.shape)
         self.constant = torch.zeros_like(weights[:, 0])
 
     def add(
-        self, work: Workspace, block: Block, features: torch.Tensor, gamma: torch.Tensor, grad_gamma: torch.Tensor
+        self,
+        work: Workspace,
+        inputs: list[torch.Tensor],
+        features: torch.Tensor,
+        gamma: torch.Tensor,
+        grad_gamma: torch.Tensor,
     ) -> None:
         """
         Adds those of one block: `d gamma_k / d s_l = gamma_k (delta_kl - gamma_l)`, and the scores are linear in the
         features. A masked row of gamma is zero, and so is its gradient.
 
         Args:
+            inputs: filled with the gradients of the block's queries and keys, `[H, B, L, d_r]` each.
             gamma, grad_gamma: responsibilities and their gradient, in any view of `[sides * H, B * L, K]`.
         """
-        gamma, grad_gamma = (x.view(*features.shape[:2], -1) for x in (gamma, grad_gamma))
+        rows, columns, width = features.shape
+        gamma, grad_gamma = gamma.view(rows, columns, -1), grad_gamma.view(rows, columns, -1)
         grad = work("scores", *gamma.shape)
         torch._softmax_backward_data(grad_gamma, gamma, -1, gamma.dtype, grad_input=grad)
-        self.weights.baddbmm_(features.transpose(1, 2), grad)
+        self.weights.baddbmm_(features.mT, grad)
         self.constant.add_(grad.sum(1))
         grad = torch.bmm(grad, self.transposed_weights, out=work("grad_features", *features.shape))
-        width = features.shape[-1] // 2
-        squares, grad = grad.split(width, dim=-1)
-        sides = (x.unflatten(0, (len(self.inputs), -1)) for x in (grad, features[..., width:], squares))
-        for target, grad, x, squares in zip(self.inputs, *sides):
-            target = target.transpose(0, 1)[:, :, block.start : block.stop]
-            grad, x, squares = (t.view(target.shape) for t in (grad, x, squares))
-            torch.addcmul(grad, x, squares, value=2, out=target)
+        parts = (x.view(len(inputs), *inputs[0].shape[:3], width).split(width // 2, dim=-1) for x in (grad, features))
+        (grad_squares, grad_centred), (_, centred) = parts
+        for target, *terms in zip(inputs, grad_centred, centred, grad_squares):
+            torch.addcmul(*terms, value=2, out=target)
 
 
 def rows_first(state: torch.Tensor) -> torch.Tensor:
@@ -159,41 +176,38 @@ def batch_first(state: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return state.unflatten(0, (like.shape[1], like.shape[0])).transpose(0, 1).contiguous()
 
 
-def extend_values(work: Workspace, block: Block, values: torch.Tensor) -> torch.Tensor:
-    """Values `[B, H, N, d_v]` of a block with a column of ones, `[H, B, L, d_v + 1]`."""
-    values = values.transpose(0, 1)[:, :, block.start : block.stop]
+def extend_values(work: Workspace, values: torch.Tensor) -> torch.Tensor:
+    """A block of values `[H, B, L, d_v]` with a column of ones, `[H, B, L, d_v + 1]`."""
     *shape, width = values.shape
     extended = work("values", *shape, width + 1)
-    extended[..., :width].copy_(values)
-    extended[..., width:].fill_(1)
+    same, ones = extended.split([width, 1], dim=-1)
+    same.copy_(values)
+    ones.fill_(1)
     return extended
 
 
-def read_weighted(
-    block: Block, weighted: torch.Tensor, epsilon: float, output: torch.Tensor, normaliser: torch.Tensor
-) -> None:
+def read_weighted(weighted: torch.Tensor, epsilon: float, output: torch.Tensor, normaliser: torch.Tensor) -> None:
     """
     `O = GammaQ M / (GammaQ z + eps)` of a block, from `weighted = GammaQ [M, z]`, `[H, B, L, d_v + 1]` in any view.
 
     Args:
-        output: filled with O, `[B, H, N, d_v]`.
-        normaliser: filled with `GammaQ z + eps`, `[H, B, N, 1]`.
+        output: filled with O, `[H, B, L, d_v]`.
+        normaliser: filled with `GammaQ z + eps`, `[H, B, L, 1]`.
     """
-    normaliser = normaliser[:, :, block.start : block.stop]
-    weighted = weighted.view(*normaliser.shape[:3], -1)
-    torch.add(weighted[..., -1:], epsilon, out=normaliser)
-    torch.div(weighted[..., :-1], normaliser, out=output.transpose(0, 1)[:, :, block.start : block.stop])
+    *shape, width = output.shape
+    weighted, total = weighted.view(*shape, width + 1).split([width, 1], dim=-1)
+    torch.add(total, epsilon, out=normaliser)
+    torch.div(weighted, normaliser, out=output)
 
 
 def grad_weighted(
-    work: Workspace, block: Block, grad_output: torch.Tensor, output: torch.Tensor, normaliser: torch.Tensor
+    work: Workspace, grad_output: torch.Tensor, output: torch.Tensor, normaliser: torch.Tensor
 ) -> torch.Tensor:
     """Gradient of `weighted` from that of `output`, see `read_weighted`; `[H, B, L, d_v + 1]`."""
-    grad_output, output = (x.transpose(0, 1)[:, :, block.start : block.stop] for x in (grad_output, output))
     *shape, width = output.shape
     grad = work("grad_weighted", *shape, width + 1)
-    torch.div(grad_output, normaliser[:, :, block.start : block.stop], out=grad[..., :width])
-    product = torch.mul(grad[..., :width], output, out=work("product", *shape, width))
-    torch.sum(product, dim=-1, keepdim=True, out=grad[..., width:])
-    grad[..., width:].neg_()
+    weighted, total = grad.split([width, 1], dim=-1)
+    torch.div(grad_output, normaliser, out=weighted)
+    product = torch.mul(weighted, output, out=work("product", *shape, width))
+    torch.sum(product, dim=-1, keepdim=True, out=total).neg_()
     return grad

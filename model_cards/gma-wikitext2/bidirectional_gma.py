@@ -8,16 +8,19 @@ the responsibilities again in the backward. `torch.compile` takes it as one node
 Inside, heads come before the batch.
 """
 
+from collections.abc import Iterable
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
 from .routing_gma import (
     NAMESPACE,
-    Block,
     Layout,
     RoutingGradients,
     Workspace,
     batch_first,
+    block_tokens,
     extend_values,
     features,
     grad_weighted,
@@ -31,18 +34,20 @@ from .routing_gma import (
 QUERY, KEY = 0, 1  # the two sides of the score weights
 
 
-def _blocks(x: Tensor) -> list[Block]:
-    return Layout.of(x, sides=1, chunk_size=1, keep=False).blocks()
+def _blocks(*tensors: Tensor | None) -> Iterable[tuple[Tensor | None, ...]]:
+    """What the blocks of `[B, H, N, ...]`, the first of which is there, hold of each: `[H, B, L, ...]`, or None."""
+    layout = Layout.of(tensors[0], block_tokens(tensors[0], sides=1), chunk_size=1, keep=False)
+    return zip(*(repeat(None) if x is None else layout.cut(x.transpose(0, 1)) for x in tensors))
 
 
-def _route(work, block: Block, x, weights, constant, centre, mask=None) -> tuple[Tensor, Tensor]:
-    """Features of one side `[H, B * L, 2 d_r]`, and its responsibilities `[H * B, L, K]`."""
-    side = features(work, block, [x], centre)
+def _route(work, x, weights, constant, centre, mask=None) -> tuple[Tensor, Tensor]:
+    """Features of a block of one side `[H, B * L, 2 d_r]`, and its responsibilities `[H * B, L, K]`."""
+    heads, batch, length, _ = x.shape
+    side = features(work, [x], centre)
     gamma = route(work, side, weights, constant, out=work("gamma", *side.shape[:2], weights.shape[-1]))
-    gamma = gamma.unflatten(1, (x.shape[0], -1)).flatten(0, 1)
     if mask is not None:
-        gamma.unflatten(0, (-1, x.shape[0])).mul_(mask[:, block.start : block.stop, None])
-    return side, gamma
+        gamma.view(heads, batch, length, -1).mul_(mask)
+    return side, gamma.view(heads * batch, length, -1)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::bidirectional", mutates_args=())
@@ -57,17 +62,18 @@ def bidirectional_mix(
     state: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, the state with all tokens in it, and for the backward the normaliser `GammaQ z + eps` `[H, B, N, 1]`."""
+    """Output, the state with all tokens in it, and for the backward the normaliser `GammaQ z + eps` `[B, H, N, 1]`."""
     with torch.autocast(device_type=values.device.type, enabled=False):
         output, last, normaliser = _buffers(queries, values, state)
         work, memory = Workspace(centre), rows_first(state)
-        for block in _blocks(keys):
-            _, gamma = _route(work, block, keys, weights[KEY], constant[KEY], centre, mask)
-            memory.baddbmm_(gamma.mT, extend_values(work, block, values).flatten(0, 1))
-        for block in _blocks(queries):
-            _, gamma = _route(work, block, queries, weights[QUERY], constant[QUERY], centre)
+        mask = None if mask is None else mask[:, None, :, None]
+        for x, value, seen in _blocks(keys, values, mask):
+            _, gamma = _route(work, x, weights[KEY], constant[KEY], centre, seen)
+            memory.baddbmm_(gamma.mT, extend_values(work, value).flatten(0, 1))
+        for x, *results in _blocks(queries, output, normaliser):
+            _, gamma = _route(work, x, weights[QUERY], constant[QUERY], centre)
             weighted = torch.bmm(gamma, memory, out=work("weighted", *gamma.shape[:2], memory.shape[-1]))
-            read_weighted(block, weighted, epsilon, output, normaliser)
+            read_weighted(weighted, epsilon, *results)
         last.copy_(batch_first(memory, values))
         return output, last, normaliser
 
@@ -80,7 +86,7 @@ def _(queries, keys, values, weights, constant, centre, mask, state, epsilon):
 def _buffers(queries, values, state):
     batch, heads, length, _ = queries.shape
     output = values.new_empty(batch, length, heads, values.shape[-1]).transpose(1, 2)
-    return output, state.new_empty(state.shape), state.new_empty(heads, batch, length, 1)
+    return output, state.new_empty(state.shape), state.new_empty(batch, heads, length, 1)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::bidirectional_backward", mutates_args=())
@@ -101,25 +107,24 @@ def _backward(
     """Gradients of queries, keys, values, weights, constant and the first state; `state`: with all tokens in it."""
     with torch.autocast(device_type=values.device.type, enabled=False):
         work, memory, grad_memory = Workspace(centre), rows_first(state), rows_first(grad_state)
-        query_side, key_side = (RoutingGradients([x], w) for x, w in zip((queries, keys), weights))
-        grad_values = torch.empty_like(values)
-        for block in _blocks(queries):
-            x, gamma = _route(work, block, queries, weights[QUERY], constant[QUERY], centre)
-            grad = grad_weighted(work, block, grad_output, output, normaliser).flatten(0, 1)
+        mask = None if mask is None else mask[:, None, :, None]
+        query_side, key_side = RoutingGradients(weights[QUERY]), RoutingGradients(weights[KEY])
+        grad_queries, grad_keys, grad_values = (torch.empty_like(x) for x in (queries, keys, values))
+        for x, target, *incoming in _blocks(queries, grad_queries, grad_output, output, normaliser):
+            x, gamma = _route(work, x, weights[QUERY], constant[QUERY], centre)
+            grad = grad_weighted(work, *incoming).flatten(0, 1)
             grad_memory.baddbmm_(gamma.mT, grad)
             grad = torch.bmm(grad, memory.mT, out=work("grad_gamma", *gamma.shape))
-            query_side.add(work, block, x, gamma, grad)
-        for block in _blocks(keys):
-            x, gamma = _route(work, block, keys, weights[KEY], constant[KEY], centre, mask)
-            extended = extend_values(work, block, values).flatten(0, 1)
+            query_side.add(work, [target], x, gamma, grad)
+        for x, target, value, value_target, seen in _blocks(keys, grad_keys, values, grad_values, mask):
+            x, gamma = _route(work, x, weights[KEY], constant[KEY], centre, seen)
+            extended = extend_values(work, value).flatten(0, 1)
             grad = torch.bmm(extended, grad_memory.mT, out=work("grad_gamma", *gamma.shape))
-            key_side.add(work, block, x, gamma, grad)
-            target = grad_values.transpose(0, 1)[:, :, block.start : block.stop]
-            target.copy_(torch.bmm(gamma, grad_memory[..., :-1]).view(target.shape))
+            key_side.add(work, [target], x, gamma, grad)
+            value_target.copy_(torch.bmm(gamma, grad_memory[..., :-1]).view(value.shape))
         grad_weights = torch.stack([query_side.weights, key_side.weights])
         grad_constant = torch.stack([query_side.constant, key_side.constant])
-        grad_inputs = (*query_side.inputs, *key_side.inputs, grad_values)
-        return *grad_inputs, grad_weights, grad_constant, batch_first(grad_memory, values)
+        return grad_queries, grad_keys, grad_values, grad_weights, grad_constant, batch_first(grad_memory, values)
 
 
 @_backward.register_fake
