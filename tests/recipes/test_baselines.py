@@ -92,6 +92,13 @@ def test_many_random_features_are_softmax_attention(recipe):
     assert torch.allclose(products, torch.diag_embed(products.diagonal(dim1=1, dim2=2)), atol=1e-4)  # orthogonal
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "conv" in name])
+def test_the_convolution_has_as_many_taps_as_told(recipe, name):
+    model = recipe.build(GMAForCausalLM, name, FIELDS, conv_kernel_size=7)
+    taps = {weight.shape[-1] for key, weight in model.named_parameters() if "convolution" in key}
+    assert taps == {7}
+
+
 def test_another_name_is_refused(recipe):
     with pytest.raises(ValueError, match="`mixer` must be one of softmax, .* mamba, but it is 'rnn'"):
         recipe.build(GMAForCausalLM, "rnn", FIELDS)

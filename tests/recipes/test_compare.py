@@ -49,6 +49,7 @@ def test_classes_of_listops(recipe, tmp_path):
 def test_a_class_after_the_next_token(recipe, tmp_path):
     arguments = ["--quick", "True", "--task", "pretrained_classification", "--seeds", "0", "--learning_rates", "4e-3"]
     arguments += ["--mixers", "gma + conv + gates, no positions", "softmax + conv + output gate, no positions"]
+    arguments += ["--conv_kernel_size", "7", "--train_sampling_strategy", "group_by_length"]
     results = recipe.main([*arguments, "--output_dir", str(tmp_path / "long"), "--pretraining_steps", "20"])
     assert all(0 <= runs[0]["accuracy"] <= 1 for runs in results.values()) and len(results) == 2
     shorter = recipe.main([*arguments, "--output_dir", str(tmp_path / "short"), "--pretraining_steps", "1"])
