@@ -170,23 +170,25 @@ NO_POSITIONS = {"position_embedding": "none"}
 ALL = FORGET | OUTPUT | NO_POSITIONS
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
-    "softmax + conv": Mixer(ConvolvedSoftmaxAttention, True),
-    "softmax + conv + output gate": Mixer(ConvolvedSoftmaxAttention, True, OUTPUT),
-    "softmax + conv + output gate, no positions": Mixer(ConvolvedSoftmaxAttention, True, OUTPUT | NO_POSITIONS),
+    "softmax + conv": Mixer(ConvolvedSoftmaxAttention, convolution=True),
+    "softmax + conv + output gate": Mixer(ConvolvedSoftmaxAttention, convolution=True, fields=OUTPUT),
+    "softmax + conv + output gate, no positions": Mixer(
+        ConvolvedSoftmaxAttention, convolution=True, fields=OUTPUT | NO_POSITIONS
+    ),
     "linear": Mixer(LinearAttention),
-    "linear + conv": Mixer(LinearAttention, True),
-    "linear + conv + gate": Mixer(LinearAttention, True, FORGET),
-    "linear + conv + gates, no positions": Mixer(LinearAttention, True, ALL),
+    "linear + conv": Mixer(LinearAttention, convolution=True),
+    "linear + conv + gate": Mixer(LinearAttention, convolution=True, fields=FORGET),
+    "linear + conv + gates, no positions": Mixer(LinearAttention, convolution=True, fields=ALL),
     "performer": Mixer(Performer),
-    "performer + conv": Mixer(Performer, True),
-    "performer + conv + gate": Mixer(Performer, True, FORGET),
-    "performer + conv + gates, no positions": Mixer(Performer, True, ALL),
+    "performer + conv": Mixer(Performer, convolution=True),
+    "performer + conv + gate": Mixer(Performer, convolution=True, fields=FORGET),
+    "performer + conv + gates, no positions": Mixer(Performer, convolution=True, fields=ALL),
     "gma": Mixer(),
-    "gma + conv": Mixer(None, True),
-    "gma + conv + gate": Mixer(None, True, FORGET),
-    "gma + conv + gates, no positions": Mixer(None, True, ALL),
-    "hybrid": Mixer(None, True, FORGET | OUTPUT, softmax_layers=0.25),
-    "hybrid, no positions": Mixer(None, True, ALL, softmax_layers=0.25),
+    "gma + conv": Mixer(convolution=True),
+    "gma + conv + gate": Mixer(convolution=True, fields=FORGET),
+    "gma + conv + gates, no positions": Mixer(convolution=True, fields=ALL),
+    "hybrid": Mixer(convolution=True, fields=FORGET | OUTPUT, softmax_layers=0.25),
+    "hybrid, no positions": Mixer(convolution=True, fields=ALL, softmax_layers=0.25),
 }
 
 
@@ -201,11 +203,13 @@ def build(
         head: the class of the model, with GMA.
         name: of the mixer.
         fields: of `GMAConfig`, for all contenders.
-        conv_kernel_size: taps of the causal convolution of the mixers that have one; that of an encoder has 3.
+        conv_kernel_size: taps of the convolution of the mixers of `MIXERS` that have one, 1 or more; 3 in an encoder.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or less than one tap.
     """
+    if conv_kernel_size < 1:
+        raise ValueError(f"`conv_kernel_size` must be at least 1, but it is {conv_kernel_size}.")
     plain = head(GMAConfig(**fields))
     if name == "mamba":
         return mamba_like(plain)

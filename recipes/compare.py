@@ -36,7 +36,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -88,10 +88,11 @@ class CompareArguments:
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a layer."})
     num_components: int = field(default=64, metadata={"help": "K of GMA, and random features of Performer."})
     conv_kernel_size: int = field(
-        default=4, metadata={"help": "Taps of the causal convolution of mixers that have one."}
+        default=4, metadata={"help": "Taps of the convolution of causal mixers that have one, but Mamba."}
     )
     train_sampling_strategy: str = field(
-        default="random", metadata={"help": "As of TrainingArguments: 'group_by_length' pads texts of a batch less."}
+        default="random",
+        metadata={"help": "As of TrainingArguments, for all trainings: 'group_by_length' pads texts less."},
     )
     report_to: str = field(default="none", metadata={"help": "Tracker that the learning curves go to as well."})
     quick: bool = field(default=False, metadata={"help": "A small network and few steps, where nothing else is said."})
@@ -234,9 +235,10 @@ def check_settings(args: CompareArguments, *others: TokenizerArguments | Classif
     for other in others:
         settings |= asdict(other)
     path = Path(args.output_dir) / "settings.json"
+    defaults = {field.name: field.default for kind in (args, *others) for field in fields(kind)}
     before = json.loads(path.read_text()) if path.exists() else settings
     for name, value in settings.items():
-        if before.get(name, value) != value:  # no value: made before there was such a setting
+        if before.get(name, defaults[name]) != value:  # not there: made before there was such a setting
             raise ValueError(
                 f"`{name}` must be as in the other runs in {args.output_dir!r}, {before[name]!r}, but it is {value!r}."
             )

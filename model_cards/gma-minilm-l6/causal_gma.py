@@ -2,7 +2,8 @@
 The causal form of many tokens as one operator, forward and backward by hand (paper 3.6).
 
 Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state, by
-one product for the chunks of a block. The operator walks from block to block, keeps its inputs, its output with the
+one product for the chunks of a block, in which what comes later counts 0 times: what is infinite or NaN is felt by the
+earlier tokens of its block too. The operator walks from block to block, keeps its inputs, its output with the
 normaliser and the state before each block, and computes the responsibilities again in the backward, but for those of
 the last blocks, which are kept: what it stores of a long sequence beyond inputs and output are states.
 `torch.compile` takes it as one node, whatever the length. A second derivative is refused.
@@ -57,7 +58,10 @@ class _Decay(NamedTuple):
 
     @classmethod
     def of(cls, block: Block, heads: int, batch: int, earlier, log_decay, segments) -> "_Decay":
-        """From log decays `[B, H, N]` and segments `[B, N]`, or None of one or both, and ones below the diagonal."""
+        """
+        From log decays `[B, H, N]` and segments `[B, N]`, or None of one or both. `earlier`: ones below the diagonal,
+        for as many chunks as a block has at most.
+        """
         rows, chunks = heads * batch, (block.stop - block.start) // block.size
         earlier = earlier[:chunks, :chunks]
         if log_decay is None and segments is None:
@@ -169,7 +173,14 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
 
 
 def _sum_over_chunks(between: Tensor, x: Tensor, edge: Tensor, out: Tensor) -> None:
-    """`between x + edge`: running states of a block from what its chunks wrote, both `[H * B, n, K, d_v + 1]`."""
+    """
+    `between x + edge`: of what each chunk of a block adds, what has added up where a chunk begins; of gradients, with
+    `between` transposed, where it ends.
+
+    Args:
+        x, out: `[H * B, n, K, d_v + 1]`.
+        edge: what comes from outside the block, `[H * B, 1 or n, K * (d_v + 1)]`.
+    """
     torch.baddbmm(edge, between, x.flatten(2), out=out.flatten(2))
 
 
@@ -324,8 +335,9 @@ def _(
     normaliser, states, kept, chunk_size,
 ):  # fmt: skip
     grad_log_decay = states.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
-    inputs = (torch.empty_like(x) for x in (queries, keys, values, weights, constant))
-    return *inputs, grad_log_decay, grad_state.new_empty(grad_state.shape)
+    inputs = (torch.empty_like(x) for x in (queries, keys, values))
+    mixture = (x.new_empty(x.shape) for x in (weights, constant))  # not in the layout of what they are the gradient of
+    return *inputs, *mixture, grad_log_decay, grad_state.new_empty(grad_state.shape)
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -129,8 +129,9 @@ def _backward(
 
 @_backward.register_fake
 def _(grad_output, grad_state, queries, keys, values, weights, constant, centre, mask, output, state, normaliser):
-    inputs = (torch.empty_like(x) for x in (queries, keys, values, weights, constant))
-    return *inputs, state.new_empty(state.shape)
+    inputs = (torch.empty_like(x) for x in (queries, keys, values))
+    mixture = (x.new_empty(x.shape) for x in (weights, constant))  # not in the layout of what they are the gradient of
+    return *inputs, *mixture, state.new_empty(state.shape)
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -75,7 +75,6 @@ class Layout(NamedTuple):
     """
 
     length: int
-    rows: int  # batch x heads
     chunk_size: int
     step: int  # tokens of a block
     whole: int  # tokens in whole chunks
@@ -91,7 +90,7 @@ class Layout(NamedTuple):
         rest = 1 if length > whole else 0
         kept = KEPT_ROWS // (rows * step) if keep else 0
         num_blocks = -(-whole // step) + rest
-        return cls(length, rows, chunk_size, step, whole, num_blocks, min(num_blocks, kept + min(kept, 1) * rest))
+        return cls(length, chunk_size, step, whole, num_blocks, min(num_blocks, kept + min(kept, 1) * rest))
 
     def blocks(self) -> list[Block]:
         starts = range(0, self.whole, self.step)
@@ -135,7 +134,7 @@ class RoutingGradients:
     def __init__(self, weights: torch.Tensor):
         self.transposed_weights = weights.mT
         self.weights = weights.new_zeros(weights.shape)
-        self.constant = torch.zeros_like(weights[:, 0])
+        self.constant = weights.new_zeros(weights[:, 0].shape)
 
     def add(
         self,

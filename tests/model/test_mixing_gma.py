@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from gma_hf.model import routing_gma
+from gma_hf.model import bidirectional_gma, causal_gma, routing_gma
 from gma_hf.model.bidirectional_gma import bidirectional_mix
 from gma_hf.model.causal_gma import causal_scan
 from gma_hf.model.functional_gma import log_forget_gate, score_weights
@@ -346,6 +346,14 @@ def test_blocks_do_not_matter(results, assert_all_close, prepare, monkeypatch, c
         assert_all_close(mix(True, **arguments, **fixed), expected[:2])
 
 
+@pytest.mark.parametrize("case", [{}, EVERYTHING], ids=["plain", "all"])
+def test_many_chunks_are_several_blocks(results, assert_all_close, prepare, case):
+    """More of them than a block may have."""
+    arguments, fixed = prepare(301, **case)
+    fine, coarse = (results(True, arguments, **fixed, chunk_size=size) for size in (2, 64))
+    assert_all_close(fine, coarse)
+
+
 @pytest.mark.parametrize("block_rows", [1, 16, 100])
 def test_bidirectional_blocks_do_not_matter(
     results, assert_all_close, sequence, padding_mask, monkeypatch, block_rows
@@ -588,6 +596,23 @@ def test_the_causal_operator_is_well_formed(everything, keep):
 def test_the_bidirectional_operator_is_well_formed(everything):
     tensors, _, state = operator_inputs(21, everything)
     torch.library.opcheck(bidirectional_mix, (*tensors, state, EPSILON))
+
+
+@both_forms
+@pytest.mark.parametrize("temperature", [None, torch.ones(2, HEADS)], ids=["one weight", "two sides"])
+def test_the_backward_operators_are_well_formed(monkeypatch, sequence, is_causal, temperature):
+    """With the weights in the layout in which `score_weights` gives them: Inductor asserts that of each result."""
+    module = causal_gma if is_causal else bidirectional_gma
+    backward, calls = module._backward, []
+
+    def recorded(*inputs):
+        calls.append(inputs)
+        return backward(*inputs)
+
+    monkeypatch.setattr(module, "_backward", recorded)
+    output, _ = mix(is_causal, **sequence(21) | {"temperature": temperature})
+    output.sum().backward()
+    torch.library.opcheck(backward, calls[0], test_utils=["test_schema", "test_faketensor"])
 
 
 def test_a_compiled_mix_is_the_eager_one(assert_all_close, gradients, prepare):

@@ -40,7 +40,11 @@ def test_weights_on_the_disk(make_config, make_model, random_rows, assert_close,
 
 # Of torch 2.13, by its own import of Inductor
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_torch_compile_in_trainer(make_config, make_model, random_rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [(GMAForCausalLM, "causal"), (GMAForCausalLM, "causal_additions"), (GMAForMaskedLM, "bidirectional")],
+)
+def test_torch_compile_in_trainer(make_config, make_model, random_rows, tmp_path, monkeypatch, head, name):
     """By Inductor, or without a C++ compiler by AOTAutograd alone; the losses of the same steps without."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # Trainer sets it, and leaves it so
     # A cache kept from before may hold a graph around operators of ours that have changed since
@@ -63,7 +67,7 @@ def test_torch_compile_in_trainer(make_config, make_model, random_rows, tmp_path
             report_to="none",
             use_cpu=True,
         )
-        model = make_model(GMAForCausalLM, make_config("causal_additions", num_hidden_layers=1))
+        model = make_model(head, make_config(name, num_hidden_layers=1))
         trainer = Trainer(model, arguments, train_dataset=rows)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
