@@ -73,6 +73,11 @@ def load_texts(args: EvaluationArguments) -> Dataset:
     return load_files({"test": args.test_file})["test"]
 
 
+def at_most(examples: Dataset, count: int | None) -> Dataset:
+    """The first so many, or all."""
+    return examples if count is None else examples.take(min(count, len(examples)))
+
+
 def outputs(
     model: PreTrainedModel,
     examples: Dataset,
@@ -80,7 +85,6 @@ def outputs(
     args: EvaluationArguments,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and labels, batch by batch."""
-    examples = examples if args.max_examples is None else examples.take(min(args.max_examples, len(examples)))
     for batch in DataLoader(examples, args.batch_size, collate_fn=collator):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         labels = batch.pop("labels")
@@ -93,7 +97,7 @@ def causal_lm(
 ) -> dict[str, float]:
     """Of the next token, within blocks."""
     blocks = blocks_of(texts, args.text_column, tokenizer, args.block_size, "test")
-    batches = outputs(model, blocks, default_data_collator, args)
+    batches = outputs(model, at_most(blocks, args.max_examples), default_data_collator, args)
     return language_model_metrics((logits[:, :-1], labels[:, 1:]) for logits, labels in batches)
 
 
@@ -102,7 +106,7 @@ def masked_lm(
 ) -> dict[str, float]:
     """Of the masked tokens."""
     blocks = blocks_of(texts, args.text_column, tokenizer, args.block_size, "test").remove_columns("labels")
-    blocks = masked_once(blocks, tokenizer, args.mlm_probability, args.seed)
+    blocks = masked_once(at_most(blocks, args.max_examples), tokenizer, args.mlm_probability, args.seed)
     return language_model_metrics(outputs(model, blocks, default_data_collator, args))
 
 
@@ -124,7 +128,7 @@ def classifier(
     examples = labelled(texts, args.text_column, args.label_column)
     if class_names(examples) is not None:
         examples = examples.cast_column("label", ClassLabel(names=list(model.config.id2label.values())))
-    examples = tokenize(examples, tokenizer, args.max_length)
+    examples = tokenize(at_most(examples, args.max_examples), tokenizer, args.max_length)
     accuracy = evaluate.load(str(METRICS / "accuracy"))
     for logits, labels in outputs(model, examples, DataCollatorWithPadding(tokenizer), args):
         accuracy.add_batch(predictions=logits.argmax(dim=-1).tolist(), references=labels.tolist())
