@@ -235,10 +235,11 @@ def check_settings(args: CompareArguments, *others: TokenizerArguments | Classif
     for other in others:
         settings |= asdict(other)
     path = Path(args.output_dir) / "settings.json"
-    defaults = {field.name: field.default for kind in (args, *others) for field in fields(kind)}
-    before = json.loads(path.read_text()) if path.exists() else settings
+    # Runs that were made before there was a setting had its default
+    before = {setting.name: setting.default for kind in (args, *others) for setting in fields(kind)}
+    before |= json.loads(path.read_text()) if path.exists() else settings
     for name, value in settings.items():
-        if before.get(name, defaults[name]) != value:  # not there: made before there was such a setting
+        if before[name] != value:
             raise ValueError(
                 f"`{name}` must be as in the other runs in {args.output_dir!r}, {before[name]!r}, but it is {value!r}."
             )

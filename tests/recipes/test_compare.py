@@ -70,6 +70,18 @@ def test_quick_takes_the_data_of_a_config_and_what_is_told(recipe, tmp_path):
     assert (settings["listops"], settings["train_examples"], settings["hidden_size"]) == ([4, 20], 16, 32)
 
 
+def test_a_setting_that_older_runs_lack_had_its_default(recipe, tmp_path):
+    settings = tmp_path / "settings.json"
+    given = ["--quick", "True", "--output_dir", str(tmp_path)]
+    recipe.check_settings(*recipe.parsed(given))
+    older = json.loads(settings.read_text())
+    del older["conv_kernel_size"]
+    settings.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="`conv_kernel_size` must be as in the other runs in .*, 4, but it is 7"):
+        recipe.check_settings(*recipe.parsed([*given, "--conv_kernel_size", "7"]))
+    recipe.check_settings(*recipe.parsed(given))
+
+
 def test_an_unknown_task_is_refused(recipe, tmp_path):
     with pytest.raises(
         ValueError,
