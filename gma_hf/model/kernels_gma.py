@@ -17,7 +17,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = None
+    triton = tl = None
 
 # All components of a row are in one program. With more of them it would not fit into the shared memory of a small GPU.
 MAX_COMPONENTS = 256
@@ -82,8 +82,8 @@ if triton is not None:
             is_weight = (columns < WIDTH)[:, None] & is_component[None, :]
             quadratic = tl.load(weights + offsets, mask=is_weight, other=0.0)
             linear = tl.load(weights + WIDTH * COMPONENTS + offsets, mask=is_weight, other=0.0)
-            scores = tl.dot(values * values, quadratic, scores, input_precision="ieee")
-            scores = tl.dot(values, linear, scores, input_precision="ieee")
+            scores = tl.dot(values * values, quadratic, scores, input_precision="tf32x3")
+            scores = tl.dot(values, linear, scores, input_precision="tf32x3")
 
         scores = tl.exp(scores - tl.max(scores, axis=1)[:, None])
         scores = scores / tl.sum(scores, axis=1)[:, None]
@@ -97,7 +97,7 @@ if triton is not None:
         x, weights, centre, gamma, grad_gamma, grad_x,
         heads, num_rows, length, stride_batch, stride_head, stride_token, stride_column,
         grad_stride_batch, grad_stride_head, grad_stride_token, grad_stride_column,
-        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr,
+        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, PRECISION: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
         """Gradient of a block of rows of x. Grid: blocks of rows, heads."""
@@ -116,13 +116,13 @@ if triton is not None:
             offsets = columns[None, :] * COMPONENTS + components[:, None]
             is_weight = (columns < WIDTH)[None, :] & (components < COMPONENTS)[:, None]
             quadratic = tl.load(weights + offsets, mask=is_weight, other=0.0)
-            grad = tl.dot(grad_scores, quadratic, input_precision="ieee")
+            grad = tl.dot(grad_scores, quadratic, input_precision=PRECISION)
             values = _load_centred(
                 x, centre, rows, columns, num_rows, length, stride_batch, stride_token, stride_column, WIDTH
             )
             grad = 2 * values * grad
             linear = tl.load(weights + WIDTH * COMPONENTS + offsets, mask=is_weight, other=0.0)
-            grad = tl.dot(grad_scores, linear, grad, input_precision="ieee")
+            grad = tl.dot(grad_scores, linear, grad, input_precision=PRECISION)
             target = grad_x + targets[:, None] + columns[None, :] * grad_stride_column
             is_inside = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
             tl.store(target, grad.to(grad_x.dtype.element_ty), mask=is_inside)
@@ -131,7 +131,7 @@ if triton is not None:
     def _grad_weights_kernel(
         x, centre, gamma, grad_gamma, grad_weights, grad_constant,
         heads, num_rows, length, rows_per_stripe, stride_batch, stride_head, stride_token, stride_column,
-        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr,
+        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, PRECISION: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
         """
@@ -158,8 +158,8 @@ if triton is not None:
                     x, centre, rows, columns, num_rows, length, stride_batch, stride_token, stride_column, WIDTH
                 )
             )
-            quadratic = tl.dot(values * values, grad_scores, quadratic, input_precision="ieee")
-            linear = tl.dot(values, grad_scores, linear, input_precision="ieee")
+            quadratic = tl.dot(values * values, grad_scores, quadratic, input_precision=PRECISION)
+            linear = tl.dot(values, grad_scores, linear, input_precision=PRECISION)
             total += tl.sum(grad_scores, axis=0)
 
         is_component = components < COMPONENTS
@@ -174,12 +174,20 @@ if triton is not None:
 
 def can_route(x: Tensor, scores: ScoreWeights) -> bool:
     """
-    Whether the kernels take this: Triton is there, `x` is on a GPU (or Triton's interpreter is on), nothing is
+    Whether the kernels take this: Triton is there, `x` is on an NVIDIA GPU (or Triton's interpreter is on), nothing is
     float64, and there are at most `MAX_COMPONENTS` components.
     """
-    has_kernels = triton is not None and (x.is_cuda or IS_INTERPRETED)
+    has_kernels = triton is not None and (IS_INTERPRETED or x.is_cuda and torch.version.hip is None)
     is_float32 = x.dtype != torch.float64 and scores.weights.dtype == torch.float32
     return has_kernels and is_float32 and scores.constant.shape[-1] <= MAX_COMPONENTS
+
+
+def products(dtype: torch.dtype) -> str:
+    """
+    How the matrix units multiply for inputs of a dtype: TF32 (10 bits of the factors) for half precision, and for
+    float32 three such products, which are as good as float32.
+    """
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def fused_responsibilities(
@@ -193,10 +201,9 @@ def fused_responsibilities(
     return query_gamma, route_side(keys, scores.weights[1], scores.constant[1], scores.centre, mask)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::route_side", mutates_args=())
-def route_side(x: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None) -> Tensor:
+def route(x: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None) -> Tensor:
     """
-    Responsibilities of queries or of keys (paper eq. 2). Its backward stores these inputs and the result.
+    Responsibilities of queries or of keys (paper eq. 2).
 
     Args:
         x: `[B, H, N, d_r]`, float16, bfloat16 or float32, in any strides.
@@ -220,19 +227,13 @@ def route_side(x: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mas
     return gamma
 
 
-@route_side.register_fake
-def _(x, weights, constant, centre, mask):
-    return _empty_gamma(x, constant)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::route_side_backward", mutates_args=())
-def _backward(
+def route_backward(
     grad_gamma: Tensor, x: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (in its dtype), weights and constant; the sums are in a fixed order, without atomics."""
     batch, heads, length, width = x.shape
     components = gamma.shape[-1]
-    num_rows, blocks = batch * length, _blocks(width, components)
+    num_rows, blocks = batch * length, _blocks(width, components) | {"PRECISION": products(x.dtype)}
     grad_gamma, weights, centre = grad_gamma.contiguous(), weights.contiguous(), centre.contiguous()
     num_blocks = triton.cdiv(num_rows, blocks["BLOCK_ROWS"])
     rows_per_stripe = triton.cdiv(num_blocks, STRIPES) * blocks["BLOCK_ROWS"]
@@ -252,6 +253,24 @@ def _backward(
                 x, centre, gamma, grad_gamma, *outputs, *sizes, rows_per_stripe, *x.stride(), **blocks
             )
     return grad_x, grad_weights.sum(0), grad_constant.sum(0)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::route_side", mutates_args=())
+def route_side(x: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None) -> Tensor:
+    """`route` as an operator. Its backward stores these inputs and the result."""
+    return route(x, weights, constant, centre, mask)
+
+
+@route_side.register_fake
+def _(x, weights, constant, centre, mask):
+    return _empty_gamma(x, constant)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::route_side_backward", mutates_args=())
+def _backward(
+    grad_gamma: Tensor, x: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return route_backward(grad_gamma, x, weights, centre, gamma)
 
 
 @_backward.register_fake
@@ -277,19 +296,24 @@ def _empty_gamma(x: Tensor, constant: Tensor) -> Tensor:
     return constant.new_empty(*x.shape[:3], constant.shape[-1])
 
 
+def block_size(size: int) -> int:
+    """The power of two that holds `size`, of at least 16, as `tl.dot` wants it."""
+    return max(16, triton.next_power_of_2(size))
+
+
 def _blocks(width: int, components: int) -> dict[str, int]:
     """
     Sizes of the blocks, powers of two of at least 16 as `tl.dot` wants them: all components, and as many rows and
     columns of x as leave their products in registers (looked up in what the compiler makes for compute capability 8.0
     and 9.0, where it spills nothing up to 128 components and little at 256).
     """
-    block_components = max(16, triton.next_power_of_2(components))
+    block_components = block_size(components)
     block = 32 if block_components <= 64 else 16
     return {
         "WIDTH": width,
         "COMPONENTS": components,
         "BLOCK_ROWS": block,
-        "BLOCK_WIDTH": min(block, max(16, triton.next_power_of_2(width))),
+        "BLOCK_WIDTH": min(block, block_size(width)),
         "BLOCK_COMPONENTS": block_components,
         "num_warps": 8,
         "num_stages": 1,

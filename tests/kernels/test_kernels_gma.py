@@ -184,22 +184,29 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from gma_hf.model import kernels_gma
+    from gma_hf.model import kernels_gma, scan_kernels_gma
 
-    constants = kernels_gma._blocks(width=64, components=64)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    constants["HAS_MASK"] = True
+    CONSTANTS = {"COMPONENTS": 64, "WIDTH": 64, "PRECISION": "tf32", "CHUNK": 64, "HAS_DECAY": True}
+    CONSTANTS |= {"HAS_SEGMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True, "BLOCK_STATE": 256}
+    BFLOAT16 = ["x", "grad_x", "values", "grad_values", "output", "grad_output"]
+    NUMBERS = ["heads", "num_rows", "length", "chunks", "rows_per_stripe"]
+
+    def compile(kernel, options):
+        options = dict(options)
+        flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+        constants = {name: value for name, value in (CONSTANTS | options).items() if name in kernel.arg_names}
+        kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(BFLOAT16, "*bf16") | {"segments": "*i64"}
+        kinds |= {"epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(constants, "constexpr")
+        kinds |= {name: "i32" for name in kernel.arg_names if "stride" in name and name not in NUMBERS}
+        signature = {name: kinds[name] for name in kernel.arg_names}
+        values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        compiled = triton.compile(ASTSource(kernel, signature, values), GPUTarget("cuda", 80, 32), flags)
+        assert compiled.metadata.shared <= 96 * 1024, (kernel, compiled.metadata.shared)
+
     for kernel in (kernels_gma._route_kernel, kernels_gma._grad_inputs_kernel, kernels_gma._grad_weights_kernel):
-        names = kernel.arg_names
-        kinds = {"x": "*bf16", "grad_x": "*bf16"}
-        kinds |= dict.fromkeys(["weights", "constant", "centre", "mask", "gamma"], "*fp32")
-        kinds |= dict.fromkeys(["grad_gamma", "grad_weights", "grad_constant"], "*fp32")
-        kinds |= dict.fromkeys(constants, "constexpr")
-        signature = {name: kinds.get(name, "i32") for name in names}
-        values = {(names.index(name),): value for name, value in constants.items() if name in names}
-        source = ASTSource(kernel, signature, values)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
-        assert compiled.metadata.shared <= 48 * 1024, (kernel, compiled.metadata.shared)
+        compile(kernel, kernels_gma._blocks(width=64, components=64))
+    for kernel, block, warps in scan_kernels_gma.KERNELS:
+        compile(kernel, {"BLOCK_COMPONENTS": block, "BLOCK_WIDTH": block, "num_warps": warps, "num_stages": 1})
 """
 
 

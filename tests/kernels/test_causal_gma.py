@@ -1,0 +1,236 @@
+"""
+The causal form by our kernels and by flash-linear-attention, its own kernels included, against plain torch in float64.
+"""
+
+import functools
+import sys
+
+import pytest
+import torch
+
+from gma_hf.model.fla_gma import mix_with_fla
+from gma_hf.model.functional_gma import MIN_LOG_DECAY, log_forget_gate, score_weights
+from gma_hf.model.fused_gma import _backward, fused_scan
+from gma_hf.model.mixing_gma import mix_causal
+
+
+# By numpy, of decays above the diagonal, which the kernels of fla throw away.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+BATCH, HEADS, COMPONENTS, ROUTING, WIDTH, EPSILON = 2, 3, 7, 10, 5, 1e-6
+PLAIN = functools.partial(mix_causal, chunk_size=16, backend="torch")
+CASES = {
+    "plain": {},
+    "gate": {"gated": True},
+    "mask": {"masked": True},
+    "state": {"with_state": True},
+    "all": {"gated": True, "masked": True, "with_state": True},
+}
+
+
+@pytest.fixture(params=["triton", "fla"])
+def mix(request, monkeypatch):
+    """`mix_causal` by a backend."""
+    if request.param == "triton":
+        return functools.partial(mix_causal, chunk_size=16, backend="triton")
+    request.getfixturevalue("fla")
+    # By default fla computes in TF32 on a GPU, which cannot be told from a small error.
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
+    return mix_with_fla
+
+
+def make_segments(length):
+    """Borders in the middle of a chunk and at its end, a segment over several chunks, and one that goes on."""
+    segments = torch.zeros(BATCH, length, dtype=torch.long)
+    segments[0, 10:] = 1
+    segments[1, 30:] += 1
+    segments[1, 64:] += 1
+    segments[1, 67:] += 1
+    return segments
+
+
+def make_inputs(device, length, gated=False, masked=False, with_state=False, dtype=torch.float32):
+    """Tensors to differentiate by, by name, and the mask."""
+    torch.manual_seed(0)
+    mask = None
+    if masked:
+        mask = torch.rand(BATCH, length) < 0.7
+        mask[0, : length // 4] = False
+    queries, keys = torch.randn(2, BATCH, length, HEADS, ROUTING).transpose(2, 3)
+    tensors = {
+        "queries": queries.to(dtype),
+        "keys": keys.to(dtype),
+        "values": torch.randn(BATCH, length, HEADS, WIDTH, dtype=dtype).transpose(1, 2),
+        "means": torch.randn(HEADS, COMPONENTS, ROUTING),
+        "variances": 0.5 + torch.rand(HEADS, COMPONENTS, ROUTING),
+        "prior_logits": torch.randn(HEADS, COMPONENTS),
+    }
+    if gated:
+        tensors["log_decay"] = log_forget_gate(3 * torch.randn(BATCH, length, HEADS), mask)
+    if with_state:
+        tensors["state"] = torch.rand(BATCH, HEADS, COMPONENTS, WIDTH + 1)
+    leaves = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
+    return leaves, None if mask is None else mask.to(device)
+
+
+def run(mix, tensors, mask, segments=None):
+    """Output, state and the gradients of a random combination of both."""
+    names = ("means", "variances", "prior_logits")
+    sequences = [tensors[name] for name in ("queries", "keys", "values")]
+    scores = score_weights(*(tensors[name] for name in names))
+    rest = {"mask": mask, "log_decay": tensors.get("log_decay"), "state": tensors.get("state")}
+    rest |= {} if segments is None else {"segments": segments}
+    results = mix(*sequences, scores, EPSILON, **rest)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) for x in results]
+    total = sum((x.double() * w).sum() for x, w in zip(results, weights))
+    return results, dict(zip(tensors, torch.autograd.grad(total, list(tensors.values()))))
+
+
+def check(assert_close, mix, tensors, mask, segments=None):
+    results, gradients = run(mix, tensors, mask, segments)
+    doubles = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
+    expected, expected_gradients = run(PLAIN, doubles, mask, segments)
+    for what, actual, reference in zip(("output", "state"), results, expected):
+        assert actual.dtype == torch.float32
+        assert_close(actual, reference, 1e-4, what)
+    for name, reference in expected_gradients.items():
+        assert_close(gradients[name], reference, 1e-4, f"gradient of {name}", at_least=1.0)
+
+
+@pytest.mark.parametrize("length", [2, 64, 130])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_outputs_state_and_gradients(assert_close, device, mix, case, length):
+    check(assert_close, mix, *make_inputs(device, length, **case))
+
+
+@pytest.mark.parametrize("length", [65, 200])
+@pytest.mark.parametrize("case", ["state", "all"])
+def test_segments(assert_close, device, case, length):
+    """Of several documents in a row, by our kernels."""
+    mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
+    check(assert_close, mix, *make_inputs(device, length, **CASES[case]), make_segments(length).to(device))
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gate"])
+def test_more_components_and_columns_than_a_tile_has(assert_close, device, gated, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "COMPONENTS", 70)
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 66)
+    mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
+    check(assert_close, mix, *make_inputs(device, 70, gated=gated))
+
+
+def test_closed_gates(assert_close, device, mix):
+    """What is forgotten entirely, in between what is not: sums of log decays that overflow where they are not read."""
+    tensors, _ = make_inputs(device, 100, gated=True)
+    with torch.no_grad():
+        tensors["log_decay"][:, :, ::2] = MIN_LOG_DECAY
+    check(assert_close, mix, tensors, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, dtype):
+    """That is, state and responsibilities are those of the same numbers in float32, and only the output is rounded."""
+    tensors, mask = make_inputs(device, 65, gated=True, masked=True, dtype=dtype)
+    (output, state), gradients = run(mix, tensors, mask)
+    doubles = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
+    (expected, expected_state), _ = run(PLAIN, doubles, mask)
+    assert output.dtype == dtype and state.dtype == torch.float32
+    assert_close(output, expected, torch.finfo(dtype).eps)
+    assert_close(state, expected_state, 1e-4)
+    assert all(gradients[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("name", ["queries", "values", "log_decay", "state"])
+def test_a_second_derivative_is_refused(device, mix, name):
+    tensors, mask = make_inputs(device, 20, gated=True, with_state=True)
+    scores = score_weights(tensors["means"], tensors["variances"], tensors["prior_logits"])
+    sequences = (tensors[name] for name in ("queries", "keys", "values"))
+    rest = {"mask": mask, "log_decay": tensors["log_decay"], "state": tensors["state"]}
+    output, _ = mix(*sequences, scores, EPSILON, **rest)
+    with pytest.raises(NotImplementedError, match="`create_graph` must be False"):
+        (grad,) = torch.autograd.grad(output.square().sum(), tensors[name], create_graph=True)
+        torch.autograd.grad(grad.sum(), tensors[name])
+
+
+@torch.no_grad()
+def test_what_it_gives_is_carried_on_by_plain_torch(assert_close, device, mix):
+    """Read a prompt with one, go on token by token with the other."""
+    tensors, _ = make_inputs(device, 70, gated=True)
+    scores = score_weights(*(tensors.pop(name) for name in ("means", "variances", "prior_logits")))
+    first, second = ({name: x[:, :, part] for name, x in tensors.items()} for part in (slice(67), slice(67, None)))
+    settings = {"scores": scores, "epsilon": EPSILON}
+    expected, expected_state = PLAIN(**tensors, **settings)
+    output, state = mix(**first, **settings, mask=None, state=None)
+    outputs = [output]
+    for token in range(3):
+        token = {name: x[:, :, token : token + 1] for name, x in second.items()}
+        output, state = PLAIN(**token, **settings, state=state)
+        outputs.append(output)
+    assert_close(torch.cat(outputs, dim=2), expected, 1e-4)
+    assert_close(state, expected_state, 1e-4)
+
+
+@torch.no_grad()
+def test_as_the_layer_has_them(assert_close, device):
+    """Slices of one projection, `[B, N, H, d]` in memory; and values whose numbers lie apart."""
+    projected = torch.randn(BATCH, 70, HEADS, 2 * ROUTING + WIDTH, device=device)
+    queries, keys, values = projected.transpose(1, 2).split([ROUTING, ROUTING, WIDTH], dim=-1)
+    tensors, _ = make_inputs(device, 2)
+    scores = score_weights(*(tensors[name] for name in ("means", "variances", "prior_logits")))
+    mix = functools.partial(mix_causal, scores=scores, epsilon=EPSILON, chunk_size=16)
+    expected, _ = mix(queries, keys, values, backend="torch")
+    output, _ = mix(queries, keys, values, backend="triton")
+    assert output.transpose(1, 2).is_contiguous()
+    assert_close(output, expected, 1e-5)
+    apart = values.mT.contiguous().mT
+    assert torch.equal(mix(queries, keys, apart, backend="triton")[0], output)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_operators_keep_their_contract(device, case):
+    tensors, mask = make_inputs(device, 70, **case)
+    scores = score_weights(*(tensors[name] for name in ("means", "variances", "prior_logits")))
+    state = tensors.get("state", torch.zeros(BATCH, HEADS, COMPONENTS, WIDTH + 1, device=device))
+    weights, constant = (x.detach().clone().requires_grad_() for x in scores[:2])
+    inputs = [*(tensors[name].detach().clone().requires_grad_() for name in ("queries", "keys", "values"))]
+    inputs += [weights, constant, scores.centre, mask, tensors.get("log_decay"), make_segments(70).to(device), state]
+    torch.library.opcheck(fused_scan, (*inputs, EPSILON))
+    with torch.no_grad():
+        output, last, *recorded = fused_scan(*inputs, EPSILON)
+        grads = (torch.randn_like(output), torch.randn_like(last))
+        inputs = [x if x is None else x.detach() for x in inputs[:-1]]
+        torch.library.opcheck(_backward, (*grads, *inputs, output, *recorded))
+
+
+def test_torch_compile_takes_it_as_one_graph(assert_close, device):
+    tensors, mask = make_inputs(device, 65, gated=True, masked=True)
+
+    def output(queries, keys, values, means, variances, prior_logits, log_decay):
+        scores = score_weights(means, variances, prior_logits)
+        return mix_causal(queries, keys, values, scores, EPSILON, 16, mask, log_decay, backend="triton")[0]
+
+    results = []
+    for function in (output, torch.compile(output, backend="aot_eager", fullgraph=True)):
+        result = function(**tensors)
+        results.append([result, *torch.autograd.grad(result.square().sum(), list(tensors.values()))])
+    for expected, actual in zip(*results):
+        assert_close(actual, expected, 1e-6)
+
+
+def test_no_token(device):
+    tensors, _ = make_inputs(device, 0, with_state=True)
+    (output, state), _ = run(functools.partial(mix_causal, chunk_size=16, backend="triton"), tensors, None)
+    assert output.shape == (BATCH, HEADS, 0, WIDTH)
+    assert torch.equal(state, tensors["state"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_auto_is_our_kernels_on_a_gpu(device):
+    tensors, mask = make_inputs(device, 65, gated=True, masked=True, with_state=True)
+    (output, state), _ = run(functools.partial(mix_causal, chunk_size=16), tensors, mask)
+    (expected, expected_state), _ = run(
+        functools.partial(mix_causal, chunk_size=16, backend="triton"), tensors, mask
+    )
+    assert torch.equal(output, expected)
+    assert torch.equal(state, expected_state)
