@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -57,6 +58,14 @@ class Softmax(nn.Module):
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
 
+class FlashAttention(Softmax):
+    """The same by PyTorch's FlashAttention, on a GPU in half precision."""
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().forward(queries, keys, values)
+
+
 class Linear(nn.Module):
     """Linear attention with the features elu(x) + 1 (Katharopoulos et al., 2020), in chunks too, by autograd."""
 
@@ -91,12 +100,18 @@ class Mamba(nn.Module):
         return self.mixer(hidden_states[..., : hidden_states.shape[-1] // 2])
 
 
-def contenders(heads: int, width: int, components: int, chunk_size: int, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """All of them, by name, for queries, keys and values in `dtype`; mixtures are float32."""
-    return {
+def contenders(
+    heads: int, width: int, components: int, chunk_size: int, dtype: torch.dtype, device: str
+) -> dict[str, nn.Module]:
+    """All of them, by name, for queries, keys and values in `dtype` on `device`; mixtures are float32."""
+    mixers = {
         "GMA": GMA(heads, components, width, chunk_size),
         "softmax (SDPA)": Softmax(),
+        "FlashAttention": FlashAttention(),
         "linear (elu + 1)": Linear(chunk_size),
         "GMA by cumsum": CumsumGMA(heads, components, width),
         "Mamba": Mamba(heads, width).to(dtype),
     }
+    if device == "cpu" or dtype == torch.float32:
+        del mixers["FlashAttention"]
+    return mixers

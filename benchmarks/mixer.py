@@ -3,7 +3,8 @@ Speed and memory of the mixers alone, causal, side by side in one run: forward, 
 
     python benchmarks/mixer.py                       # two CPU cores, float32: about 7 minutes
     python benchmarks/mixer.py --lengths 512 1024    # a few minutes
-    python benchmarks/mixer.py --device cuda --dtype bfloat16 --batch_size 8 --rounds 20
+    python benchmarks/mixer.py --device cuda --dtype bfloat16 --batch_size 16 --heads 16 --rounds 7 --limit 0.25 \
+        --longest_softmax 65536 --longest_linear 32768
 
 `--floor` also times the matrix products of our forward and backward alone, with the same shapes and nothing else.
 """
@@ -22,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import HfArgumentParser
 
 
-SOFTMAX, PRODUCTS = "softmax (SDPA)", "products of GMA"
+SOFTMAX, FLASH, PRODUCTS = "softmax (SDPA)", "FlashAttention", "products of GMA"
 FIRST_FACTOR = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1}  # which input of a matrix product
 
 
@@ -43,6 +44,7 @@ class Arguments:
     rounds: int = field(default=15, metadata={"help": "Turns of each contender; the median counts."})
     limit: float = field(default=8.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     longest_softmax: int = field(default=16384, metadata={"help": "Tokens beyond which SDPA is left out."})
+    longest_linear: int = field(default=65536, metadata={"help": "Tokens beyond which linear attention is left out."})
     longest_cumsum: int = field(default=2048, metadata={"help": "Tokens beyond which the cumsum form is left out."})
     longest_mamba: int = field(default=512, metadata={"help": "Tokens beyond which Mamba is left out."})
     floor: bool = field(default=False, metadata={"help": "Also time the matrix products of GMA alone (cpu)."})
@@ -52,7 +54,8 @@ class Arguments:
 
 def all_mixers(args: Arguments) -> dict[str, nn.Module]:
     """The contenders in these sizes."""
-    return contenders(args.heads, args.width, args.components, args.chunk_size, getattr(torch, args.dtype))
+    sizes = (args.heads, args.width, args.components, args.chunk_size)
+    return contenders(*sizes, getattr(torch, args.dtype), args.device)
 
 
 def random_inputs(args: Arguments, length: int) -> list[torch.Tensor]:
@@ -133,7 +136,8 @@ def main() -> None:
         raise ValueError(f"`floor` must be False, since kernels of a GPU are not recorded, on {args.device!r}.")
     keep_freed_memory()
     torch.manual_seed(args.seed)
-    longest = {SOFTMAX: args.longest_softmax, "GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
+    longest = {SOFTMAX: args.longest_softmax, FLASH: args.longest_softmax, "linear (elu + 1)": args.longest_linear}
+    longest |= {"GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
     mixers = all_mixers(args)
     at = {n: [name for name in mixers if n <= longest.get(name, n)] for n in args.lengths}
 
@@ -160,6 +164,8 @@ def main() -> None:
         "GMA when the tokens double": growth(args, mixers["GMA"])
         | {"peak memory": quotient({n: memory["GMA"][2 * n] for n in at if 2 * n in at}, memory["GMA"])},
     }
+    if FLASH in mixers:
+        ratios["FlashAttention's time over GMA's"] = {k: quotient(x[FLASH], x["GMA"]) for k, x in times.items()}
     if args.floor:
         ratios["GMA's time over that of its matrix products alone"] = {
             k: quotient(x["GMA"], x[PRODUCTS]) for k, x in times.items()

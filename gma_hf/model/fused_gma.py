@@ -7,7 +7,7 @@ backward. `torch.compile` takes it as one node. A second derivative is refused.
 import torch
 from torch import Tensor
 
-from .kernels_gma import route, route_backward
+from .kernels_gma import route, route_backward, token_by_token
 from .routing_gma import NAMESPACE, refuse_second_derivative
 from .scan_kernels_gma import CHUNK, scan, scan_backward
 
@@ -30,9 +30,10 @@ def fused_scan(
     The arguments of `causal_gma.causal_scan`, for what `kernels_gma.can_route` agrees to. Output and last state, and
     for the backward the normaliser `GammaQ z + eps` `[B, H, N]` and the state before each chunk.
     """
-    gammas = _gammas(queries, keys, weights, constant, centre, mask)
+    gamma = route(queries, keys, weights, constant, centre, mask)
+    tensors = (token_by_token(values), _flat(log_decay), _flat(segments), state.contiguous())
     with torch.cuda.device_of(values):
-        return scan(*gammas, _rows(values), _flat(log_decay), _flat(segments), state.contiguous(), epsilon)
+        return scan(gamma, *tensors, epsilon)
 
 
 @fused_scan.register_fake
@@ -41,7 +42,7 @@ def _(queries, keys, values, weights, constant, centre, mask, log_decay, segment
     _, _, components, width = state.shape
     chunks = -(-length // CHUNK)
     return (
-        torch.empty_like(_rows(values)),
+        torch.empty_like(token_by_token(values)),
         state.new_empty(state.shape),
         state.new_empty(batch, heads, length),
         state.new_empty(batch, heads, chunks, components * width),
@@ -66,21 +67,14 @@ def _backward(
     states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, values, weights, constant, log decays (empty without a gate) and the first state."""
-    gammas = _gammas(queries, keys, weights, constant, centre, mask)
+    gamma = route(queries, keys, weights, constant, centre, mask)
+    tensors = (token_by_token(values), _flat(log_decay), _flat(segments), output, normaliser, states)
     with torch.cuda.device_of(values):
-        *grad_gammas, grad_values, grad_log_decay, grad_first = scan_backward(
-            _rows(grad_output), grad_state.contiguous(), *gammas, _rows(values), _flat(log_decay), _flat(segments),
-            output, normaliser, states,
-        )  # fmt: skip
-    sides = zip(grad_gammas, (queries, keys), weights, gammas)
-    inputs, mixture = [], []
-    for grad_gamma, x, side, gamma in sides:
-        grad, *rest = route_backward(grad_gamma, x, side, centre, gamma)
-        inputs.append(grad)
-        mixture.append(rest)
-    grad_weights, grad_constant = (torch.stack(x) for x in zip(*mixture))
+        grads = scan_backward(token_by_token(grad_output), grad_state.contiguous(), gamma, *tensors)
+    grad_gamma, grad_values, grad_log_decay, grad_first = grads
+    grad_queries, grad_keys, *mixture = route_backward(grad_gamma, queries, keys, weights, centre, gamma)
     grad_log_decay = states.new_empty(0) if log_decay is None else grad_log_decay
-    return *inputs, grad_values, grad_weights, grad_constant, grad_log_decay, grad_first
+    return grad_queries, grad_keys, grad_values, *mixture, grad_log_decay, grad_first
 
 
 @_backward.register_fake
@@ -89,19 +83,9 @@ def _(
     normaliser, states,
 ):  # fmt: skip
     grad_log_decay = states.new_empty(0 if log_decay is None else log_decay.shape)
-    inputs = (*(torch.empty_like(x) for x in (queries, keys)), torch.empty_like(_rows(values)))
+    inputs = (torch.empty_like(token_by_token(x)) for x in (queries, keys, values))
     mixture = (x.new_empty(x.shape) for x in (weights, constant))
     return *inputs, *mixture, grad_log_decay, grad_state.new_empty(grad_state.shape)
-
-
-def _gammas(queries, keys, weights, constant, centre, mask) -> list[Tensor]:
-    masks = (None, mask)
-    return [route(x, *side, centre, m) for x, *side, m in zip((queries, keys), weights, constant, masks)]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """As the kernels want it: the numbers of a token one after another."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _flat(x: Tensor | None) -> Tensor | None:

@@ -24,6 +24,23 @@ def device() -> str:
     return "cpu" if IS_INTERPRETED else "cuda"
 
 
+@pytest.fixture(autouse=True)
+def _products_of_bfloat16(monkeypatch):
+    """The interpreter multiplies bfloat16 matrices as the integers that it keeps them as: here as float32."""
+    if not IS_INTERPRETED:
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    dot = InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
 @pytest.fixture
 def fla(monkeypatch):
     """

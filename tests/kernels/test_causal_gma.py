@@ -137,7 +137,7 @@ def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, dt
     (expected, expected_state), _ = run(PLAIN, doubles, mask)
     assert output.dtype == dtype and state.dtype == torch.float32
     assert_close(output, expected, torch.finfo(dtype).eps)
-    assert_close(state, expected_state, 1e-4)
+    assert_close(state, expected_state, 1e-4 if dtype == torch.bfloat16 else 5e-4)  # as TF32 has them, on a GPU
     assert all(gradients[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
@@ -229,8 +229,6 @@ def test_no_token(device):
 def test_auto_is_our_kernels_on_a_gpu(device):
     tensors, mask = make_inputs(device, 65, gated=True, masked=True, with_state=True)
     (output, state), _ = run(functools.partial(mix_causal, chunk_size=16), tensors, mask)
-    (expected, expected_state), _ = run(
-        functools.partial(mix_causal, chunk_size=16, backend="triton"), tensors, mask
-    )
+    (expected, expected_state), _ = run(functools.partial(mix_causal, chunk_size=16, backend="triton"), tensors, mask)
     assert torch.equal(output, expected)
     assert torch.equal(state, expected_state)

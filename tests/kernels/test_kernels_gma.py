@@ -10,7 +10,7 @@ import torch
 
 from gma_hf.model import kernels_gma
 from gma_hf.model.functional_gma import ScoreWeights, responsibilities, score_weights
-from gma_hf.model.kernels_gma import can_route, fused_responsibilities, route_side
+from gma_hf.model.kernels_gma import can_route, fused_responsibilities, route_sides
 
 
 TOLERANCE = 1e-4
@@ -152,10 +152,10 @@ def test_the_gradient_is_the_same_each_time(device):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_the_operator_keeps_its_contract(device, masked):
-    queries, _, scores = make_inputs(device, length=5)
-    inputs = [queries.transpose(1, 2).contiguous().transpose(1, 2), scores.weights[0], scores.constant[0]]
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    torch.library.opcheck(route_side, (*inputs, scores.centre, make_mask(device, 5) if masked else None))
+    queries, keys, scores = make_inputs(device, length=5)
+    apart = queries.transpose(1, 2).contiguous().transpose(1, 2)
+    inputs = [x.detach().clone().requires_grad_() for x in (apart, keys, *scores[:2])]
+    torch.library.opcheck(route_sides, (*inputs, scores.centre, make_mask(device, 5) if masked else None))
 
 
 def test_torch_compile_takes_it_as_one_graph(assert_close, device):
@@ -181,39 +181,43 @@ def test_what_the_kernels_do_not_take(device):
 
 # The interpreter is more forgiving than the compiler, which needs no GPU either.
 COMPILE = """
+    import sys
+    import torch
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from gma_hf.model import kernels_gma, scan_kernels_gma
 
-    CONSTANTS = {"COMPONENTS": 64, "WIDTH": 64, "PRECISION": "tf32", "CHUNK": 64, "HAS_DECAY": True}
-    CONSTANTS |= {"HAS_SEGMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True, "BLOCK_STATE": 256}
-    BFLOAT16 = ["x", "grad_x", "values", "grad_values", "output", "grad_output"]
-    NUMBERS = ["heads", "num_rows", "length", "chunks", "rows_per_stripe"]
+    dtype = getattr(torch, sys.argv[1])
+    FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_SEGMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
+    FLAGS |= {"BLOCK_STATE": 256, "PRECISION": kernels_gma.products(dtype)}
+    INPUTS = ["x", "grad_x", "values", "grad_values", "output", "grad_output"]
+    NUMBERS = ["batch", "heads", "length", "blocks", "chunks", "blocks_per_stripe"]
 
-    def compile(kernel, options):
-        options = dict(options)
-        flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-        constants = {name: value for name, value in (CONSTANTS | options).items() if name in kernel.arg_names}
-        kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(BFLOAT16, "*bf16") | {"segments": "*i64"}
-        kinds |= {"epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(constants, "constexpr")
-        kinds |= {name: "i32" for name in kernel.arg_names if "stride" in name and name not in NUMBERS}
-        signature = {name: kinds[name] for name in kernel.arg_names}
-        values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-        compiled = triton.compile(ASTSource(kernel, signature, values), GPUTarget("cuda", 80, 32), flags)
+    def compile(kernel):
+        options = FLAGS | kernels_gma._tiles(dtype, width=64, components=64)
+        names, flags = kernel.arg_names, {name: options.pop(name) for name in ("num_warps", "num_stages")}
+        constants = {name: value for name, value in options.items() if name in names}
+        kinds = dict.fromkeys(names, "*fp32") | dict.fromkeys(INPUTS, {2: "*bf16", 4: "*fp32"}[dtype.itemsize])
+        kinds |= {"segments": "*i64", "epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32")
+        kinds |= {name: "i32" for name in names if "stride" in name and name not in NUMBERS}
+        signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
+        source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+        compiled = triton.compile(source, GPUTarget("cuda", 80, 32), flags)
         assert compiled.metadata.shared <= 96 * 1024, (kernel, compiled.metadata.shared)
 
-    for kernel in (kernels_gma._route_kernel, kernels_gma._grad_inputs_kernel, kernels_gma._grad_weights_kernel):
-        compile(kernel, kernels_gma._blocks(width=64, components=64))
-    for kernel, block, warps in scan_kernels_gma.KERNELS:
-        compile(kernel, {"BLOCK_COMPONENTS": block, "BLOCK_WIDTH": block, "num_warps": warps, "num_stages": 1})
+    for module in (kernels_gma, scan_kernels_gma):
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                compile(kernel)
 """
 
 
-def test_the_kernels_compile_for_a_gpu_and_fit_into_its_shared_memory(tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernels_compile_for_a_gpu_and_fit_into_its_shared_memory(tmp_path, dtype):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(COMPILE)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(COMPILE), dtype], env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
