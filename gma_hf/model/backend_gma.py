@@ -29,9 +29,11 @@ def choose_backend(backend: str, queries: Tensor, scores: ScoreWeights) -> str:
     problem = _problem(backend, queries, scores)
     if problem is not None:
         raise ValueError(f"`mixer_backend` is {backend!r}, {problem}, or set `mixer_backend` to 'auto' or 'torch'.")
-    if queries.dtype == torch.float64 or backend != "auto":
-        return "torch" if queries.dtype == torch.float64 else backend
-    if can_route(queries, scores) and queries.is_cuda:
+    if queries.dtype == torch.float64:
+        return "torch"
+    if backend != "auto":
+        return backend
+    if queries.is_cuda and can_route(queries, scores):
         return "triton"
     return "fla" if queries.is_cuda and not torch.compiler.is_compiling() and has_fla() else "torch"
 

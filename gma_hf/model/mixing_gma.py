@@ -56,11 +56,11 @@ def mix_causal(
         ValueError: for a `backend` that is unknown, or that cannot be had here.
     """
     backend = choose_backend(backend, queries, scores)
+    if backend == "fla" and values.shape[2] > 1 and segments is None:
+        return mix_with_fla(queries, keys, values, scores, epsilon, mask, log_decay, state)
     state = _zero_state(values, scores) if state is None else state
     if values.shape[2] == 1:
         return _one_token(queries, keys, values, scores, epsilon, mask, log_decay, segments, state)
-    if backend == "fla" and segments is None:
-        return mix_with_fla(queries, keys, values, scores, epsilon, mask, log_decay, state)
     tensors = (queries, keys, values, *scores, mask, log_decay, segments, state)
     if backend == "triton":
         output, state, *_ = fused_scan(*tensors, epsilon)

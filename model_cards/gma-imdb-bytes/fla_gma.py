@@ -50,35 +50,6 @@ def simple_gla(*args, **kwargs) -> tuple[Tensor, Tensor]:
     return _import_scan()(*(_Once.apply(tensor) for tensor in args), **once)
 
 
-def uses_fla(backend: str, device: torch.device) -> bool:
-    """
-    Whether flash-linear-attention is to mix rather than plain torch.
-
-    Args:
-        backend: `mixer_backend` of the config: `"auto"` (where it can be had, unless `torch.compile` is at work, whose
-            graph it would break), `"torch"` or `"fla"`.
-        device: where the tensors are.
-
-    Raises:
-        ValueError: for another backend, and for `"fla"` where it cannot be had.
-    """
-    if backend not in ("auto", "torch", "fla"):
-        raise ValueError(f"`mixer_backend` must be one of auto, torch, fla, but it is {backend!r}.")
-    if backend == "fla" and device.type != "cuda":
-        raise ValueError(
-            f"`mixer_backend` is 'fla', which needs a model on a CUDA device, but it is on {device.type}: move it, or "
-            f"set `mixer_backend` to 'auto' or 'torch'."
-        )
-    if backend == "fla" and not has_fla():
-        raise ValueError(
-            "`mixer_backend` is 'fla', but flash-linear-attention or its Triton is not installed: `pip install "
-            "gma-hf[fla]`, or set `mixer_backend` to 'auto' or 'torch'."
-        )
-    if backend == "auto":
-        return device.type == "cuda" and not torch.compiler.is_compiling() and has_fla()
-    return backend == "fla"
-
-
 def mix_with_fla(
     queries: Tensor,
     keys: Tensor,

@@ -1,9 +1,9 @@
 """
 Triton kernels for the responsibilities of one side, from queries or keys straight to gamma: scores, softmax and mask
-in one pass, forward and backward. Neither features nor scores are written to memory. Without Triton this file imports
-all the same, and `can_route` says that there are no kernels.
+in one pass, and all gradients in another. Neither features nor scores are written to memory. Without Triton this file
+imports all the same, and `can_route` says that there are no kernels.
 
-A row is one token of one head; the rows of a head are numbered through the batch.
+A row is a head of a batch row, cut into blocks of tokens.
 """
 
 import torch
@@ -17,169 +17,144 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = None
+    triton = tl = None
 
 # All components of a row are in one program. With more of them it would not fit into the shared memory of a small GPU.
 MAX_COMPONENTS = 256
-# Programs that sum the gradient of the weights of a head: bounds what they write, whatever the number of tokens.
-STRIPES = 32
+# Programs that share the backward of a head and side: bounds what they write of the gradient of its weights.
+STRIPES = 64
 IS_INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
 if triton is not None:
 
     @triton.jit
-    def _load_centred(
-        x, centre, rows, columns, num_rows, length, stride_batch, stride_token, stride_column, WIDTH: tl.constexpr
-    ):
-        """`x - centre` of some rows and columns of a head, float32; 0 in columns beyond the last."""
-        starts = rows // length * stride_batch + rows % length * stride_token
-        is_inside = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
-        values = tl.load(x + starts[:, None] + columns[None, :] * stride_column, mask=is_inside, other=0.0)
-        return values.to(tl.float32) - tl.load(centre + columns, mask=columns < WIDTH, other=0.0)[None, :]
+    def of_row(x, row, heads, stride_batch, stride_head):
+        """Where a row begins."""
+        return x + row // heads * stride_batch + row % heads * stride_head
 
     @triton.jit
-    def _gamma_offsets(rows, head, heads, length, components, COMPONENTS: tl.constexpr):
-        """Where the responsibilities of some rows of a head lie in `[B, H, N, K]`."""
-        starts = ((rows // length * heads + head) * length + rows % length) * COMPONENTS
-        return starts[:, None] + components[None, :]
+    def load_tile(x, rows, columns, stride, num_rows, NUM_COLUMNS: tl.constexpr):
+        """As it is stored, and 0 beyond the last row and column."""
+        is_inside = (rows < num_rows)[:, None] & (columns < NUM_COLUMNS)[None, :]
+        return tl.load(x + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=is_inside, other=0.0)
 
     @triton.jit
-    def _load_grad_scores(
-        gamma, grad_gamma, rows, head, heads, num_rows, length, components, COMPONENTS: tl.constexpr
-    ):
-        """`d gamma_k / d s_l = gamma_k (delta_kl - gamma_l)`: zero in a masked row and beyond the last row."""
-        offsets = _gamma_offsets(rows, head, heads, length, components, COMPONENTS)
-        is_inside = (rows < num_rows)[:, None] & (components < COMPONENTS)[None, :]
-        gamma = tl.load(gamma + offsets, mask=is_inside, other=0.0)
-        grad = tl.load(grad_gamma + offsets, mask=is_inside, other=0.0)
-        return gamma * (grad - tl.sum(gamma * grad, axis=1)[:, None])
+    def store_tile(x, tile, rows, columns, stride, num_rows, NUM_COLUMNS: tl.constexpr):
+        """In the dtype of where it goes, and nothing beyond the last row and column."""
+        is_inside = (rows < num_rows)[:, None] & (columns < NUM_COLUMNS)[None, :]
+        tl.store(
+            x + rows.to(tl.int64)[:, None] * stride + columns[None, :], tile.to(x.dtype.element_ty), mask=is_inside
+        )
+
+    @triton.jit
+    def _load_centred(x, centre, tokens, columns, stride, length, WIDTH: tl.constexpr):
+        """`x - centre` of some tokens of a row, float32; 0 in columns beyond the last."""
+        values = load_tile(x, tokens, columns, stride, length, WIDTH).to(tl.float32)
+        return values - tl.load(centre + columns, mask=columns < WIDTH, other=0.0)[None, :]
 
     @triton.jit
     def _route_kernel(
-        x, weights, constant, centre, mask, gamma,
-        heads, num_rows, length, stride_batch, stride_head, stride_token, stride_column,
+        x, weights, constant, centre, mask, gamma, heads, length, blocks, stride_batch, stride_head, stride_token,
         WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, HAS_MASK: tl.constexpr,
-        BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
-        """Responsibilities of a block of rows. Grid: blocks of rows, heads."""
-        rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        head = tl.program_id(1).to(tl.int64)
+        """Responsibilities of a block of tokens; `weights`: `[H, K, 2 d_r]`. Grid: blocks of all rows."""
+        row = (tl.program_id(0) // blocks).to(tl.int64)
+        tokens = tl.program_id(0) % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
         components = tl.arange(0, BLOCK_COMPONENTS)
-        is_component = components < COMPONENTS
-        x += head * stride_head
+        head = row % heads
+        x = of_row(x, row, heads, stride_batch, stride_head)
         centre += head * WIDTH
-        weights += head * 2 * WIDTH * COMPONENTS
+        weights += head * COMPONENTS * 2 * WIDTH
+        constant += head * COMPONENTS
 
-        scores = tl.zeros([BLOCK_ROWS, BLOCK_COMPONENTS], dtype=tl.float32)
-        scores += tl.load(constant + head * COMPONENTS + components, mask=is_component, other=float("-inf"))[None, :]
+        scores = tl.zeros([BLOCK_TOKENS, BLOCK_COMPONENTS], dtype=tl.float32)
+        scores += tl.load(constant + components, mask=components < COMPONENTS, other=float("-inf"))[None, :]
         for start in range(0, WIDTH, BLOCK_WIDTH):
             columns = start + tl.arange(0, BLOCK_WIDTH)
-            values = _load_centred(
-                x, centre, rows, columns, num_rows, length, stride_batch, stride_token, stride_column, WIDTH
-            )
-            offsets = columns[:, None] * COMPONENTS + components[None, :]
-            is_weight = (columns < WIDTH)[:, None] & is_component[None, :]
-            quadratic = tl.load(weights + offsets, mask=is_weight, other=0.0)
-            linear = tl.load(weights + WIDTH * COMPONENTS + offsets, mask=is_weight, other=0.0)
-            scores = tl.dot(values * values, quadratic, scores, input_precision="ieee")
-            scores = tl.dot(values, linear, scores, input_precision="ieee")
+            values = _load_centred(x, centre, tokens, columns, stride_token, length, WIDTH)
+            quadratic = load_tile(weights, components, columns, 2 * WIDTH, COMPONENTS, WIDTH)
+            linear = load_tile(weights + WIDTH, components, columns, 2 * WIDTH, COMPONENTS, WIDTH)
+            scores = tl.dot(values * values, tl.trans(quadratic), scores, input_precision="tf32x3")
+            scores = tl.dot(values, tl.trans(linear), scores, input_precision="tf32x3")
 
         scores = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-        scores = scores / tl.sum(scores, axis=1)[:, None]
+        factor = 1.0 / tl.sum(scores, axis=1)
         if HAS_MASK:
-            scores *= tl.load(mask + rows, mask=rows < num_rows, other=0.0)[:, None]
-        offsets = _gamma_offsets(rows, head, heads, length, components, COMPONENTS)
-        tl.store(gamma + offsets, scores, mask=(rows < num_rows)[:, None] & is_component[None, :])
+            factor *= tl.load(mask + row // heads * length + tokens, mask=tokens < length, other=0.0)
+        gamma += row * length * COMPONENTS
+        store_tile(gamma, scores * factor[:, None], tokens, components, COMPONENTS, length, COMPONENTS)
 
     @triton.jit
-    def _grad_inputs_kernel(
-        x, weights, centre, gamma, grad_gamma, grad_x,
-        heads, num_rows, length, stride_batch, stride_head, stride_token, stride_column,
-        grad_stride_batch, grad_stride_head, grad_stride_token, grad_stride_column,
-        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr,
-        BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
-    ):  # fmt: skip
-        """Gradient of a block of rows of x. Grid: blocks of rows, heads."""
-        rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        head = tl.program_id(1).to(tl.int64)
-        components = tl.arange(0, BLOCK_COMPONENTS)
-        x += head * stride_head
-        centre += head * WIDTH
-        weights += head * 2 * WIDTH * COMPONENTS
-        grad_x += head * grad_stride_head
-        targets = rows // length * grad_stride_batch + rows % length * grad_stride_token
-        grad_scores = _load_grad_scores(gamma, grad_gamma, rows, head, heads, num_rows, length, components, COMPONENTS)
-
-        for start in range(0, WIDTH, BLOCK_WIDTH):
-            columns = start + tl.arange(0, BLOCK_WIDTH)
-            offsets = columns[None, :] * COMPONENTS + components[:, None]
-            is_weight = (columns < WIDTH)[None, :] & (components < COMPONENTS)[:, None]
-            quadratic = tl.load(weights + offsets, mask=is_weight, other=0.0)
-            grad = tl.dot(grad_scores, quadratic, input_precision="ieee")
-            values = _load_centred(
-                x, centre, rows, columns, num_rows, length, stride_batch, stride_token, stride_column, WIDTH
-            )
-            grad = 2 * values * grad
-            linear = tl.load(weights + WIDTH * COMPONENTS + offsets, mask=is_weight, other=0.0)
-            grad = tl.dot(grad_scores, linear, grad, input_precision="ieee")
-            target = grad_x + targets[:, None] + columns[None, :] * grad_stride_column
-            is_inside = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
-            tl.store(target, grad.to(grad_x.dtype.element_ty), mask=is_inside)
-
-    @triton.jit
-    def _grad_weights_kernel(
-        x, centre, gamma, grad_gamma, grad_weights, grad_constant,
-        heads, num_rows, length, rows_per_stripe, stride_batch, stride_head, stride_token, stride_column,
-        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr,
-        BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
+    def _grad_kernel(
+        x, weights, centre, gamma, grad_gamma, grad_x, grad_weights, grad_constant,
+        batch, heads, length, blocks, blocks_per_stripe, stride_batch, stride_head, stride_token,
+        grad_stride_batch, grad_stride_head, grad_stride_token,
+        WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
         """
-        What one stripe of rows adds to the gradient of some rows of the weights, and of the constant. Grid: stripes,
-        heads, blocks of columns of x.
+        Gradient of some columns of x for one stripe of the tokens of a head, and what they add to that of the weights,
+        `[H, 2 d_r, K]`, and of the constant. Grid: stripes, heads, blocks of columns.
         """
-        stripe = tl.program_id(0).to(tl.int64)
+        stripe = tl.program_id(0)
         head = tl.program_id(1).to(tl.int64)
         columns = tl.program_id(2) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         components = tl.arange(0, BLOCK_COMPONENTS)
-        x += head * stride_head
-        centre += head * WIDTH
-
-        quadratic = tl.zeros([BLOCK_WIDTH, BLOCK_COMPONENTS], dtype=tl.float32)
-        linear = tl.zeros([BLOCK_WIDTH, BLOCK_COMPONENTS], dtype=tl.float32)
+        weights += head * 2 * WIDTH * COMPONENTS
+        quadratic = load_tile(weights, columns, components, COMPONENTS, WIDTH, COMPONENTS)
+        linear = load_tile(weights + WIDTH * COMPONENTS, columns, components, COMPONENTS, WIDTH, COMPONENTS)
+        grad_quadratic = tl.zeros([BLOCK_WIDTH, BLOCK_COMPONENTS], dtype=tl.float32)
+        grad_linear = tl.zeros([BLOCK_WIDTH, BLOCK_COMPONENTS], dtype=tl.float32)
         total = tl.zeros([BLOCK_COMPONENTS], dtype=tl.float32)
-        for start in range(0, rows_per_stripe, BLOCK_ROWS):
-            rows = stripe * rows_per_stripe + start + tl.arange(0, BLOCK_ROWS)
-            grad_scores = _load_grad_scores(
-                gamma, grad_gamma, rows, head, heads, num_rows, length, components, COMPONENTS
-            )
-            values = tl.trans(
-                _load_centred(
-                    x, centre, rows, columns, num_rows, length, stride_batch, stride_token, stride_column, WIDTH
-                )
-            )
-            quadratic = tl.dot(values * values, grad_scores, quadratic, input_precision="ieee")
-            linear = tl.dot(values, grad_scores, linear, input_precision="ieee")
-            total += tl.sum(grad_scores, axis=0)
+        for step in range(blocks_per_stripe):
+            block = stripe * blocks_per_stripe + step
+            row = block // blocks * heads + head
+            tokens = block % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+            end = tl.where(block < batch * blocks, length, 0)
+            place = row * length * COMPONENTS
+            # d gamma_k / d s_l = gamma_k (delta_kl - gamma_l): zero in a masked row and beyond the last
+            here = load_tile(gamma + place, tokens, components, COMPONENTS, end, COMPONENTS)
+            grad = load_tile(grad_gamma + place, tokens, components, COMPONENTS, end, COMPONENTS)
+            grad = here * (grad - tl.sum(here * grad, axis=1)[:, None])
+            total += tl.sum(grad, axis=0)
 
-        is_component = components < COMPONENTS
-        is_weight = (columns < WIDTH)[:, None] & is_component[None, :]
+            inputs = of_row(x, row, heads, stride_batch, stride_head)
+            values = _load_centred(inputs, centre + head * WIDTH, tokens, columns, stride_token, end, WIDTH)
+            grad_values = 2 * values * tl.dot(grad, tl.trans(quadratic), input_precision=PRECISION)
+            grad_values = tl.dot(grad, tl.trans(linear), grad_values, input_precision=PRECISION)
+            outputs = of_row(grad_x, row, heads, grad_stride_batch, grad_stride_head)
+            store_tile(outputs, grad_values, tokens, columns, grad_stride_token, end, WIDTH)
+            values = tl.trans(values)
+            grad_quadratic = tl.dot(values * values, grad, grad_quadratic, input_precision=PRECISION)
+            grad_linear = tl.dot(values, grad, grad_linear, input_precision=PRECISION)
+
         grad_weights += (stripe * heads + head) * 2 * WIDTH * COMPONENTS
-        offsets = columns[:, None] * COMPONENTS + components[None, :]
-        tl.store(grad_weights + offsets, quadratic, mask=is_weight)
-        tl.store(grad_weights + WIDTH * COMPONENTS + offsets, linear, mask=is_weight)
+        store_tile(grad_weights, grad_quadratic, columns, components, COMPONENTS, WIDTH, COMPONENTS)
+        grad_weights += WIDTH * COMPONENTS
+        store_tile(grad_weights, grad_linear, columns, components, COMPONENTS, WIDTH, COMPONENTS)
         if tl.program_id(2) == 0:
-            tl.store(grad_constant + (stripe * heads + head) * COMPONENTS + components, total, mask=is_component)
+            grad_constant += (stripe * heads + head) * COMPONENTS
+            tl.store(grad_constant + components, total, mask=components < COMPONENTS)
 
 
 def can_route(x: Tensor, scores: ScoreWeights) -> bool:
     """
-    Whether the kernels take this: Triton is there, `x` is on a GPU (or Triton's interpreter is on), nothing is
+    Whether the kernels take this: Triton is there, `x` is on an NVIDIA GPU (or Triton's interpreter is on), nothing is
     float64, and there are at most `MAX_COMPONENTS` components.
     """
-    has_kernels = triton is not None and (x.is_cuda or IS_INTERPRETED)
+    has_kernels = triton is not None and (IS_INTERPRETED or x.is_cuda and torch.version.hip is None)
     is_float32 = x.dtype != torch.float64 and scores.weights.dtype == torch.float32
     return has_kernels and is_float32 and scores.constant.shape[-1] <= MAX_COMPONENTS
+
+
+def products(dtype: torch.dtype) -> str:
+    """
+    How the matrix units multiply for inputs of a dtype: TF32 (10 bits of the factors) for half precision, and for
+    float32 three such products, which are as good as float32.
+    """
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def fused_responsibilities(
@@ -189,108 +164,149 @@ def fused_responsibilities(
     `functional_gma.responsibilities` by the kernels: same arguments, same result (float32, contiguous), for what
     `can_route` agrees to.
     """
-    query_gamma = route_side(queries, scores.weights[0], scores.constant[0], scores.centre, None)
-    return query_gamma, route_side(keys, scores.weights[1], scores.constant[1], scores.centre, mask)
+    query_gamma, key_gamma = route_sides(queries, keys, *scores, mask)
+    return query_gamma, key_gamma
 
 
-@torch.library.custom_op(f"{NAMESPACE}::route_side", mutates_args=())
-def route_side(x: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None) -> Tensor:
+def route(
+    queries: Tensor, keys: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None
+) -> Tensor:
     """
-    Responsibilities of queries or of keys (paper eq. 2). Its backward stores these inputs and the result.
+    Responsibilities of queries and of keys (paper eq. 2).
 
     Args:
-        x: `[B, H, N, d_r]`, float16, bfloat16 or float32, in any strides.
-        weights: `[H, 2 d_r, K]`, float32, of one side, from `score_weights`; so are the next two.
-        constant: `[H, K]`, float32.
+        queries, keys: `[B, H, N, d_r]`, float16, bfloat16 or float32, in any strides.
+        weights: `[2, H, 2 d_r, K]`, float32, from `score_weights`; so are the next two.
+        constant: `[2, H, K]`, float32.
         centre: `[H, d_r]`, float32.
-        mask: `[B, N]`, False where the responsibilities are to be zero, or None.
+        mask: `[B, N]`, False where the responsibilities of keys are to be zero, or None.
 
     Returns:
-        `[B, H, N, K]`, float32, contiguous.
+        `[2, B, H, N, K]`, float32, contiguous.
     """
-    gamma = _empty_gamma(x, constant)
-    batch, heads, length, width = x.shape
-    sizes, blocks = (heads, batch * length, length), _blocks(width, constant.shape[-1])
+    gamma = _empty_gamma(queries, constant)
+    batch, heads, length, width = queries.shape
+    tiles = _tiles(queries.dtype, width, constant.shape[-1])
+    blocks = ceil_div(length, tiles["BLOCK_TOKENS"])
     mask = None if mask is None else mask.to(torch.float32).contiguous()
-    inputs = (x, weights.contiguous(), constant.contiguous(), centre.contiguous(), mask, gamma)
+    sides = zip((queries, keys), weights.mT.contiguous(), constant.contiguous(), (None, mask), gamma)
     if gamma.numel() > 0:
-        with torch.cuda.device_of(x):
-            grid = (triton.cdiv(batch * length, blocks["BLOCK_ROWS"]), heads)
-            _route_kernel[grid](*inputs, *sizes, *x.stride(), HAS_MASK=mask is not None, **blocks)
+        with torch.cuda.device_of(queries):
+            for x, w, c, writes, out in sides:
+                x = token_by_token(x)
+                tensors = (x, w, c, centre.contiguous(), writes, out)
+                sizes = (heads, length, blocks, *strides(x))
+                _route_kernel[(batch * heads * blocks,)](*tensors, *sizes, HAS_MASK=writes is not None, **tiles)
     return gamma
 
 
-@route_side.register_fake
-def _(x, weights, constant, centre, mask):
-    return _empty_gamma(x, constant)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::route_side_backward", mutates_args=())
-def _backward(
-    grad_gamma: Tensor, x: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (in its dtype), weights and constant; the sums are in a fixed order, without atomics."""
-    batch, heads, length, width = x.shape
+def route_backward(
+    grad_gamma: Tensor, queries: Tensor, keys: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """
+    Gradients of queries and keys (in their dtype), weights and constant; the sums are in a fixed order, without
+    atomics.
+    """
+    inputs = token_by_token(queries), token_by_token(keys)
+    grads = [torch.empty_like(x) for x in inputs]
+    batch, heads, length, width = queries.shape
     components = gamma.shape[-1]
-    num_rows, blocks = batch * length, _blocks(width, components)
-    grad_gamma, weights, centre = grad_gamma.contiguous(), weights.contiguous(), centre.contiguous()
-    num_blocks = triton.cdiv(num_rows, blocks["BLOCK_ROWS"])
-    rows_per_stripe = triton.cdiv(num_blocks, STRIPES) * blocks["BLOCK_ROWS"]
-    stripes = triton.cdiv(num_rows, rows_per_stripe) if num_rows > 0 else 0
-    grad_x = torch.empty_like(x)
-    grad_weights = gamma.new_empty(stripes, heads, 2 * width, components)
-    grad_constant = gamma.new_empty(stripes, heads, components)
-    if num_rows > 0:
-        with torch.cuda.device_of(x):
-            sizes = (heads, num_rows, length)
-            _grad_inputs_kernel[num_blocks, heads](
-                x, weights, centre, gamma, grad_gamma, grad_x, *sizes, *x.stride(), *grad_x.stride(), **blocks
-            )
-            grid = (stripes, heads, triton.cdiv(width, blocks["BLOCK_WIDTH"]))
-            outputs = (grad_weights, grad_constant)
-            _grad_weights_kernel[grid](
-                x, centre, gamma, grad_gamma, *outputs, *sizes, rows_per_stripe, *x.stride(), **blocks
-            )
-    return grad_x, grad_weights.sum(0), grad_constant.sum(0)
+    tiles = _tiles(queries.dtype, width, components)
+    blocks = ceil_div(length, tiles["BLOCK_TOKENS"])
+    blocks_per_stripe = ceil_div(batch * blocks, STRIPES)
+    stripes = ceil_div(batch * blocks, blocks_per_stripe) if gamma.numel() > 0 else 0
+    grad_weights = gamma.new_empty(2, stripes, heads, 2 * width, components)
+    grad_constant = gamma.new_empty(2, stripes, heads, components)
+    sides = zip(inputs, weights.contiguous(), gamma, grad_gamma.contiguous(), grads, grad_weights, grad_constant)
+    if stripes > 0:
+        grid = (stripes, heads, ceil_div(width, tiles["BLOCK_WIDTH"]))
+        with torch.cuda.device_of(queries):
+            for x, w, *tensors, grad_x, grad_w, grad_c in sides:
+                tensors = (x, w, centre.contiguous(), *tensors, grad_x, grad_w, grad_c)
+                sizes = (batch, heads, length, blocks, blocks_per_stripe, *strides(x), *strides(grad_x))
+                _grad_kernel[grid](*tensors, *sizes, PRECISION=products(x.dtype), **tiles)
+    return *grads, grad_weights.sum(1), grad_constant.sum(1)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::route_sides", mutates_args=())
+def route_sides(
+    queries: Tensor, keys: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None
+) -> Tensor:
+    """`route` as an operator. Its backward stores these inputs and the result."""
+    return route(queries, keys, weights, constant, centre, mask)
+
+
+@route_sides.register_fake
+def _(queries, keys, weights, constant, centre, mask):
+    return _empty_gamma(queries, constant)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::route_sides_backward", mutates_args=())
+def _backward(
+    grad_gamma: Tensor, queries: Tensor, keys: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return route_backward(grad_gamma, queries, keys, weights, centre, gamma)
 
 
 @_backward.register_fake
-def _(grad_gamma, x, weights, centre, gamma):
-    heads, rows, components = weights.shape
-    return torch.empty_like(x), weights.new_empty(heads, rows, components), weights.new_empty(heads, components)
+def _(grad_gamma, queries, keys, weights, centre, gamma):
+    sides, heads, rows, components = weights.shape
+    inputs = (torch.empty_like(token_by_token(x)) for x in (queries, keys))
+    return *inputs, weights.new_empty(sides, heads, rows, components), weights.new_empty(sides, heads, components)
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, weights, _, centre, _ = inputs
-    ctx.save_for_backward(x, weights, centre, output)
+    queries, keys, weights, _, centre, _ = inputs
+    ctx.save_for_backward(queries, keys, weights, centre, output)
 
 
 def _gradients(ctx, grad_gamma):
     return *_backward(grad_gamma, *ctx.saved_tensors), None, None
 
 
-route_side.register_autograd(_gradients, setup_context=_setup)
+route_sides.register_autograd(_gradients, setup_context=_setup)
 _backward.register_autograd(refuse_second_derivative)
 
 
-def _empty_gamma(x: Tensor, constant: Tensor) -> Tensor:
-    return constant.new_empty(*x.shape[:3], constant.shape[-1])
+def _empty_gamma(queries: Tensor, constant: Tensor) -> Tensor:
+    return constant.new_empty(2, *queries.shape[:3], constant.shape[-1])
 
 
-def _blocks(width: int, components: int) -> dict[str, int]:
-    """
-    Sizes of the blocks, powers of two of at least 16 as `tl.dot` wants them: all components, and as many rows and
-    columns of x as leave their products in registers (looked up in what the compiler makes for compute capability 8.0
-    and 9.0, where it spills nothing up to 128 components and little at 256).
-    """
-    block_components = max(16, triton.next_power_of_2(components))
-    block = 32 if block_components <= 64 else 16
+def token_by_token(x: Tensor) -> Tensor:
+    """As the kernels want it: the numbers of a token one after another."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """Of batch, heads and tokens in `[B, H, N, d]`."""
+    return x.stride()[:3]
+
+
+def ceil_div(x: int, y: int) -> int:
+    """`x / y`, rounded up."""
+    return -(-x // y)
+
+
+def block_size(size: int) -> int:
+    """The power of two that holds `size`, of at least 16, as `tl.dot` wants it."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def tile_size(dtype: torch.dtype) -> int:
+    """What keeps products in registers: those of float32, see `products`, take more of them."""
+    return 32 if dtype == torch.float32 else 64
+
+
+def _tiles(dtype: torch.dtype, width: int, components: int) -> dict[str, int]:
+    """All components, and as many tokens and columns of x as leave their products in registers."""
+    block_components = block_size(components)
+    block = tile_size(dtype) if block_components <= 64 else 4096 // block_components
     return {
         "WIDTH": width,
         "COMPONENTS": components,
-        "BLOCK_ROWS": block,
-        "BLOCK_WIDTH": min(block, max(16, triton.next_power_of_2(width))),
+        "BLOCK_TOKENS": block,
+        "BLOCK_WIDTH": min(block, block_size(width)),
         "BLOCK_COMPONENTS": block_components,
-        "num_warps": 8,
+        "num_warps": 4,
         "num_stages": 1,
     }

@@ -1,6 +1,6 @@
 """
-Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidirectional_gma`, or by those of
-flash-linear-attention on a GPU; in the causal form, one token by plain tensor operations. Shapes as in
+Mixing over a sequence: many tokens by the operators of `causal_gma` and `bidirectional_gma`, the causal form on a GPU
+by those of `fused_gma` or of flash-linear-attention, and one token by plain tensor operations. Shapes as in
 `functional_gma`.
 """
 
@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .backend_gma import choose_backend
 from .bidirectional_gma import bidirectional_mix
 from .causal_gma import causal_scan
-from .fla_gma import mix_with_fla, uses_fla
+from .fla_gma import mix_with_fla
 from .functional_gma import ScoreWeights, append_ones, read, responsibilities, routing_dtype
+from .fused_gma import fused_scan
 
 
 def mix_causal(
@@ -42,24 +44,28 @@ def mix_causal(
         segments: `[B, N]`, never falling along a row: a token reads what its own segment wrote, and `state` is what
             segment 0 wrote. None for one segment.
         state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
-        backend: `"torch"`, `"fla"` (flash-linear-attention) or `"auto"`: `"fla"` on a GPU where it is installed,
-            unless `torch.compile` is at work. One token, segments and float64 go through torch in any case.
+        backend: `"torch"`, `"triton"` (our kernels), `"fla"` (flash-linear-attention) or `"auto"`, see
+            `choose_backend`. One token and float64 go through torch in any case, and segments instead of through
+            flash-linear-attention.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros for a token that has nothing to read), and the
         state after the last token, float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: for a `backend` that is unknown, or `"fla"` where it is not installed or not on a GPU.
+        ValueError: for a `backend` that is unknown, or that cannot be had here.
     """
-    is_for_fla = values.shape[2] > 1 and segments is None and routing_dtype(values) == torch.float32
-    if uses_fla(backend, values.device) and is_for_fla:
+    backend = choose_backend(backend, queries, scores)
+    if backend == "fla" and values.shape[2] > 1 and segments is None:
         return mix_with_fla(queries, keys, values, scores, epsilon, mask, log_decay, state)
     state = _zero_state(values, scores) if state is None else state
     if values.shape[2] == 1:
         return _one_token(queries, keys, values, scores, epsilon, mask, log_decay, segments, state)
     tensors = (queries, keys, values, *scores, mask, log_decay, segments, state)
-    output, state, *_ = causal_scan(*tensors, epsilon, chunk_size, torch.is_grad_enabled())
+    if backend == "triton":
+        output, state, *_ = fused_scan(*tensors, epsilon)
+    else:
+        output, state, *_ = causal_scan(*tensors, epsilon, chunk_size, torch.is_grad_enabled())
     return output, state
 
 

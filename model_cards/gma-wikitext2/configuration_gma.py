@@ -15,7 +15,7 @@ CHOICES = {
     "hidden_act": tuple(ACT2FN),
     "classifier_act": tuple(ACT2FN),
     "classifier_pooling": ("cls", "mean"),
-    "mixer_backend": ("auto", "torch", "fla"),
+    "mixer_backend": ("auto", "torch", "triton", "fla"),
 }
 
 # When Trainer resumes, it opens config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
@@ -83,10 +83,11 @@ class GMAConfig(PreTrainedConfig):
             mass alike. Causal only. Not in the paper; off by default.
         output_gate (`bool`): what a token reads is multiplied by `silu` of a linear map of the layer's input, before
             the output projection. Not in the paper; off by default.
-        mixer_backend (`"auto"`, `"torch"` or `"fla"`): what computes the causal mixer: PyTorch alone, or
-            flash-linear-attention (`pip install gma-hf[fla]`, CUDA only; its matrix products are in TF32, and
-            `torch.compile` breaks the graph there). `"auto"` takes the latter on CUDA where it is installed. One token
-            at a time, float64 and bidirectional models are always computed by PyTorch.
+        mixer_backend (`"auto"`, `"torch"`, `"triton"` or `"fla"`): what computes the causal mixer: PyTorch alone; our
+            Triton kernels (CUDA only, up to 256 components); or flash-linear-attention (`pip install gma-hf[fla]`,
+            CUDA only; `torch.compile` breaks the graph there). On the matrix units, products of half-precision inputs
+            are in TF32. `"auto"` takes our kernels on CUDA, and flash-linear-attention for what they do not take. One
+            token at a time, float64 and bidirectional models are always computed by PyTorch.
 
     Raises:
         ValueError: for a value that is not allowed; the sentence names the argument, its value and what is allowed.
@@ -229,9 +230,10 @@ class GMAConfig(PreTrainedConfig):
             raise ValueError(
                 "`forget_gate` must be False in a bidirectional model (`is_causal=False`), but it is True."
             )
-        if not self.is_causal and self.mixer_backend == "fla":
+        if not self.is_causal and self.mixer_backend not in ("auto", "torch"):
             raise ValueError(
-                "`mixer_backend` must be auto or torch in a bidirectional model (`is_causal=False`), but it is 'fla'."
+                f"`mixer_backend` must be auto or torch in a bidirectional model (`is_causal=False`), but it is "
+                f"{self.mixer_backend!r}."
             )
         if not self.is_causal and self.conv_kernel_size > 0 and self.conv_kernel_size % 2 == 0:
             raise ValueError(

@@ -4,29 +4,41 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gma_hf import GMAForCausalLM
-from gma_hf.model import fla_gma, mixing_gma
-from gma_hf.model.fla_gma import uses_fla
+from gma_hf.model import backend_gma, fla_gma, kernels_gma, mixing_gma
+from gma_hf.model.backend_gma import choose_backend
 from gma_hf.model.functional_gma import score_weights
 from gma_hf.model.mixing_gma import mix_causal
 
 
 CARD = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    """`installed(True)` or `installed(False)`: as if flash-linear-attention were, or were not."""
+    """`installed("triton", "fla")`: as if these were, and the other not; Triton's interpreter is off."""
 
-    def pretend(is_installed: bool) -> None:
-        monkeypatch.setattr(fla_gma, "_import_scan", lambda: print if is_installed else None)
+    def pretend(*names: str) -> None:
+        monkeypatch.setattr(fla_gma, "_import_scan", lambda: print if "fla" in names else None)
+        for module in (backend_gma, kernels_gma):
+            monkeypatch.setattr(module, "triton", "triton" if "triton" in names else None)
+            monkeypatch.setattr(module, "IS_INTERPRETED", False)
 
     return pretend
+
+
+def queries_on(device, dtype=torch.float32):
+    """What is asked of queries, since there is no GPU to put them on."""
+    return SimpleNamespace(is_cuda=device == "cuda", device=torch.device(device), dtype=dtype)
+
+
+def scores_of(components=5):
+    return score_weights(torch.randn(2, components, 4), torch.ones(2, components, 4), torch.randn(2, components))
 
 
 def assert_one_sentence(message, *said):
@@ -42,49 +54,79 @@ def make_inputs(length, dtype=torch.float32):
     return queries, keys, torch.randn(1, 2, length, 3, dtype=dtype), scores, 1e-6, 16
 
 
+BOTH = ["triton", "fla"]
+
+
 @pytest.mark.parametrize(
-    ("backend", "device", "is_installed", "expected"),
+    ("backend", "device", "names", "expected"),
     [
-        ("auto", CUDA, True, True),
-        ("auto", CUDA, False, False),
-        ("auto", CPU, True, False),
-        ("auto", CPU, False, False),
-        ("torch", CUDA, True, False),
-        ("torch", CPU, True, False),
-        ("fla", CUDA, True, True),
+        ("auto", "cuda", BOTH, "triton"),
+        ("auto", "cuda", ["triton"], "triton"),
+        ("auto", "cuda", ["fla"], "fla"),
+        ("auto", "cuda", [], "torch"),
+        ("auto", "cpu", BOTH, "torch"),
+        ("torch", "cuda", BOTH, "torch"),
+        ("torch", "cpu", [], "torch"),
+        ("triton", "cuda", ["triton"], "triton"),
+        ("fla", "cuda", BOTH, "fla"),
     ],
 )
-def test_the_choice(installed, backend, device, is_installed, expected):
-    installed(is_installed)
-    assert uses_fla(backend, device) is expected
+def test_the_choice(installed, backend, device, names, expected):
+    installed(*names)
+    assert choose_backend(backend, queries_on(device), scores_of()) == expected
 
 
-def test_a_compiled_graph_stays_whole(installed):
-    installed(True)
+@pytest.mark.parametrize(("names", "expected"), [(BOTH, "fla"), (["triton"], "torch")])
+def test_more_components_than_the_kernels_take(installed, names, expected):
+    installed(*names)
+    assert choose_backend("auto", queries_on("cuda"), scores_of(257)) == expected
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton", "fla"])
+def test_float64_is_for_torch(installed, backend):
+    installed(*BOTH)
+    assert choose_backend(backend, queries_on("cuda", torch.float64), scores_of()) == "torch"
+
+
+@pytest.mark.parametrize("names", [["fla"], BOTH])
+def test_a_compiled_graph_stays_whole(installed, names):
+    installed(*names)
     torch._dynamo.reset()
-    choose = torch.compile(lambda x: x + uses_fla("auto", CUDA), fullgraph=True, backend="eager")
+    queries, scores = queries_on("cuda"), scores_of()
+    choose = torch.compile(
+        lambda x: x + (choose_backend("auto", queries, scores) == "fla"), fullgraph=True, backend="eager"
+    )
     assert choose(torch.zeros(())) == 0
 
 
-def test_forced_but_missing(installed):
-    installed(False)
+@pytest.mark.parametrize(
+    ("backend", "components", "names", "said"),
+    [
+        ("fla", 5, [], ["'fla'", "pip install gma-hf[fla]", "'torch'"]),
+        ("triton", 5, [], ["'triton'", "pip install triton", "'torch'"]),
+        ("triton", 257, BOTH, ["'triton'", "at most 256 components", "257", "'torch'"]),
+    ],
+)
+def test_forced_but_not_to_be_had(installed, backend, components, names, said):
+    installed(*names)
     with pytest.raises(ValueError) as error:
-        uses_fla("fla", CUDA)
-    assert_one_sentence(str(error.value), "`mixer_backend`", "'fla'", "pip install gma-hf[fla]", "'torch'")
+        choose_backend(backend, queries_on("cuda"), scores_of(components))
+    assert_one_sentence(str(error.value), "`mixer_backend`", *said)
 
 
-@pytest.mark.parametrize("is_installed", [True, False])
-def test_forced_without_a_gpu(installed, is_installed):
-    installed(is_installed)
+@pytest.mark.parametrize("backend", ["triton", "fla"])
+@pytest.mark.parametrize("names", [BOTH, []])
+def test_forced_without_a_gpu(installed, backend, names):
+    installed(*names)
     with pytest.raises(ValueError) as error:
-        mix_causal(*make_inputs(5), backend="fla")
-    assert_one_sentence(str(error.value), "`mixer_backend`", "'fla'", "CUDA", "cpu", "'torch'")
+        mix_causal(*make_inputs(5), backend=backend)
+    assert_one_sentence(str(error.value), "`mixer_backend`", f"'{backend}'", "CUDA", "cpu", "'torch'")
 
 
 def test_an_unknown_backend():
     with pytest.raises(ValueError) as error:
         mix_causal(*make_inputs(5), backend="cuda")
-    assert_one_sentence(str(error.value), "`mixer_backend`", "'cuda'", "auto", "torch", "fla")
+    assert_one_sentence(str(error.value), "`mixer_backend`", "'cuda'", "auto", "torch", "triton", "fla")
 
 
 def test_missing_is_found_out_by_importing(monkeypatch):
@@ -92,23 +134,30 @@ def test_missing_is_found_out_by_importing(monkeypatch):
     assert fla_gma._import_scan.__wrapped__() is None
 
 
-def test_what_goes_through_it(monkeypatch):
-    """Many tokens in one segment; one token, segments and float64 go through torch."""
-    asked, passed = [], []
-    monkeypatch.setattr(mixing_gma, "uses_fla", lambda *choice: asked.append(choice) or True)
+def test_what_goes_through_fla(monkeypatch):
+    """Many tokens in one segment; one token and segments go through torch."""
+    passed = []
+    monkeypatch.setattr(mixing_gma, "choose_backend", lambda *asked: "fla")
     monkeypatch.setattr(mixing_gma, "mix_with_fla", lambda *inputs: passed.append(inputs) or "mixed")
     mask, log_decay, state = torch.ones(1, 5), torch.zeros(1, 2, 5), torch.zeros(1, 2, 5, 4)
     inputs = make_inputs(5)
-    assert mix_causal(*inputs, mask, log_decay, state=state, backend="fla") == "mixed"
-    assert asked == [("fla", CPU)] and len(passed) == 1
+    assert mix_causal(*inputs, mask, log_decay, state=state) == "mixed"
     assert all(x is y for x, y in zip(passed[0], [*inputs[:5], mask, log_decay, state], strict=True))
-    for rest, choices in [
-        (make_inputs(1), {}),
-        (make_inputs(5), {"segments": torch.zeros(1, 5, dtype=torch.long)}),
-        (make_inputs(5, torch.float64), {}),
-    ]:
+    for rest, choices in [(make_inputs(1), {}), (make_inputs(5), {"segments": torch.zeros(1, 5, dtype=torch.long)})]:
         output, _ = mix_causal(*rest, **choices)
         assert output.shape == rest[2].shape and len(passed) == 1
+
+
+def test_what_goes_through_our_kernels(monkeypatch):
+    """Many tokens, segments too; one token goes through torch."""
+    passed = []
+    monkeypatch.setattr(mixing_gma, "choose_backend", lambda *asked: "triton")
+    monkeypatch.setattr(mixing_gma, "fused_scan", lambda *inputs: passed.append(inputs) or ("mixed", "state", 0, 0))
+    segments = torch.zeros(1, 5, dtype=torch.long)
+    assert mix_causal(*make_inputs(5), segments=segments) == ("mixed", "state")
+    assert passed[0][8] is segments
+    inputs = make_inputs(1)
+    assert mix_causal(*inputs)[0].shape == inputs[2].shape and len(passed) == 1
 
 
 @torch.no_grad()
@@ -119,9 +168,10 @@ def test_the_config_decides(make_config, make_model):
     expected = model(ids).logits
     model.config.mixer_backend = "torch"
     assert torch.equal(model(ids).logits, expected)
-    model.config.mixer_backend = "fla"
-    with pytest.raises(ValueError, match="`mixer_backend` is 'fla'"):
-        model(ids)
+    for backend in BOTH:
+        model.config.mixer_backend = backend
+        with pytest.raises(ValueError, match=f"`mixer_backend` is '{backend}'"):
+            model(ids)
 
 
 # Opens a checkpoint by its own code where neither Triton, flash-linear-attention nor this package can be imported.

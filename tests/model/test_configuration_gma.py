@@ -32,13 +32,14 @@ REFUSED = [
     ("causal", {"layer_types": SLIDING, "sliding_window": 0}, ["`sliding_window`", "at least 1", "0"]),
     ("causal", {"norm_position": "middle"}, ["norm_position", "middle", "pre", "post"]),
     ("causal", {"position_embedding": "rotary"}, ["position_embedding", "rotary", "learned", "none"]),
-    ("causal", {"mixer_backend": "cuda"}, ["`mixer_backend`", "'cuda'", "auto", "torch", "fla"]),
+    ("causal", {"mixer_backend": "cuda"}, ["`mixer_backend`", "'cuda'", "auto", "torch", "triton", "fla"]),
     ("causal", {"hidden_act": "no_such_act"}, ["`hidden_act`", "no_such_act"]),
     ("causal", {"hidden_dropout_prob": 1.5}, ["`hidden_dropout_prob`", "1.5"]),
     ("causal", {"pad_token_id": 61}, ["`pad_token_id`", "61"]),
     ("bidirectional", {"layer_types": SLIDING, "sliding_window": 4}, ["`layer_types`", "sliding", "`is_causal`"]),
     ("bidirectional", {"forget_gate": True}, ["`forget_gate`", "True", "False", "`is_causal=False`"]),
     ("bidirectional", {"mixer_backend": "fla"}, ["`mixer_backend`", "'fla'", "auto", "torch", "`is_causal=False`"]),
+    ("bidirectional", {"mixer_backend": "triton"}, ["`mixer_backend`", "'triton'", "auto", "`is_causal=False`"]),
     ("bidirectional", {"conv_kernel_size": 4}, ["`conv_kernel_size`", "4", "odd"]),
 ]
 
