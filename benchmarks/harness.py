@@ -26,9 +26,9 @@ Figures = dict[str, dict[int, float]]
 def machine(device: str) -> str:
     """The machine and the versions, in one line."""
     if device == "cuda":
-        fla = next(iter(metadata.distributions(name="flash-linear-attention")), None)
-        installed = "without flash-linear-attention" if fla is None else f"flash-linear-attention {fla.version}"
-        hardware = f"{torch.cuda.get_device_name()}, {installed}"
+        triton = next(iter(metadata.distributions(name="triton")), None)
+        kernels = "without Triton" if triton is None else f"Triton {triton.version}"
+        hardware = f"{torch.cuda.get_device_name()}, {kernels}"
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
