@@ -139,14 +139,22 @@ if triton is not None:
             tl.store(grad_constant + components, total, mask=components < COMPONENTS)
 
 
+@torch.compiler.assume_constant_result
+def has_kernels() -> bool:
+    """Whether the kernels can be had: with Triton on an NVIDIA GPU since Ampere (TF32), or in Triton's interpreter."""
+    if triton is None or IS_INTERPRETED:
+        return triton is not None
+    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def can_route(x: Tensor, scores: ScoreWeights) -> bool:
     """
-    Whether the kernels take this: Triton is there, `x` is on an NVIDIA GPU (or Triton's interpreter is on), nothing is
+    Whether the kernels take this: they can be had, `x` is on a GPU (or Triton's interpreter is on), nothing is
     float64, and there are at most `MAX_COMPONENTS` components.
     """
-    has_kernels = triton is not None and (IS_INTERPRETED or x.is_cuda and torch.version.hip is None)
     is_float32 = x.dtype != torch.float64 and scores.weights.dtype == torch.float32
-    return has_kernels and is_float32 and scores.constant.shape[-1] <= MAX_COMPONENTS
+    is_small = scores.constant.shape[-1] <= MAX_COMPONENTS
+    return has_kernels() and (x.is_cuda or IS_INTERPRETED) and is_float32 and is_small
 
 
 def products(dtype: torch.dtype) -> str:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .fla_gma import has_fla
 from .functional_gma import ScoreWeights
-from .kernels_gma import IS_INTERPRETED, MAX_COMPONENTS, can_route, triton
+from .kernels_gma import IS_INTERPRETED, MAX_COMPONENTS, can_route, has_kernels
 
 
 BACKENDS = ("auto", "torch", "triton", "fla")
@@ -16,9 +16,9 @@ def choose_backend(backend: str, queries: Tensor, scores: ScoreWeights) -> str:
     Whether `"torch"`, `"triton"` or `"fla"` is to mix.
 
     Args:
-        backend: `mixer_backend` of the config. `"auto"` is our kernels on a GPU that has Triton; for what they do not
-            take, flash-linear-attention where it is installed, unless `torch.compile` is at work, whose graph it
-            breaks. Float64 is for torch in any case.
+        backend: `mixer_backend` of the config. `"auto"` is our kernels on a GPU where they can be had; for what they
+            do not take, flash-linear-attention where it is installed, unless `torch.compile` is at work, whose graph
+            it breaks. Float64 is for torch in any case.
         queries, scores: what is to be mixed.
 
     Raises:
@@ -47,8 +47,8 @@ def _problem(backend: str, queries: Tensor, scores: ScoreWeights) -> str | None:
     if backend == "fla":
         missing = "but flash-linear-attention or its Triton is not installed: `pip install gma-hf[fla]`"
         return None if has_fla() else missing
-    if triton is None:
-        return "but Triton is not installed: `pip install triton`"
+    if not has_kernels():
+        return "which needs Triton and an NVIDIA GPU of compute capability 8.0 or more, and one is missing: install it"
     components = scores.constant.shape[-1]
     if components > MAX_COMPONENTS:
         return f"whose kernels take at most {MAX_COMPONENTS} components, but there are {components}: take fewer"

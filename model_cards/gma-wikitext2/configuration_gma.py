@@ -84,10 +84,12 @@ class GMAConfig(PreTrainedConfig):
         output_gate (`bool`): what a token reads is multiplied by `silu` of a linear map of the layer's input, before
             the output projection. Not in the paper; off by default.
         mixer_backend (`"auto"`, `"torch"`, `"triton"` or `"fla"`): what computes the causal mixer: PyTorch alone; our
-            Triton kernels (CUDA only, up to 256 components); or flash-linear-attention (`pip install gma-hf[fla]`,
-            CUDA only; `torch.compile` breaks the graph there). On the matrix units, products of half-precision inputs
-            are in TF32. `"auto"` takes our kernels on CUDA, and flash-linear-attention for what they do not take. One
-            token at a time, float64 and bidirectional models are always computed by PyTorch.
+            Triton kernels (an NVIDIA GPU of compute capability 8.0 or more, up to 256 components); or
+            flash-linear-attention (`pip install gma-hf[fla]`, CUDA only; `torch.compile` breaks the graph there).
+            For half-precision inputs the latter two round what they multiply beside the scores to 10 bits or more;
+            for float32 our kernels are as good as float32, flash-linear-attention is not (TF32). `"auto"` takes our
+            kernels on CUDA, and flash-linear-attention for what they do not take. One token at a time, float64 and
+            bidirectional models are always computed by PyTorch.
 
     Raises:
         ValueError: for a value that is not allowed; the sentence names the argument, its value and what is allowed.

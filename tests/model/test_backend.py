@@ -21,12 +21,12 @@ CARD = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
 
 @pytest.fixture
 def installed(monkeypatch):
-    """`installed("triton", "fla")`: as if these were, and the other not; Triton's interpreter is off."""
+    """`installed("triton", "fla")`: as if these could be had, and the other not; Triton's interpreter is off."""
 
     def pretend(*names: str) -> None:
         monkeypatch.setattr(fla_gma, "_import_scan", lambda: print if "fla" in names else None)
         for module in (backend_gma, kernels_gma):
-            monkeypatch.setattr(module, "triton", "triton" if "triton" in names else None)
+            monkeypatch.setattr(module, "has_kernels", lambda: "triton" in names)
             monkeypatch.setattr(module, "IS_INTERPRETED", False)
 
     return pretend
@@ -82,6 +82,18 @@ def test_more_components_than_the_kernels_take(installed, names, expected):
     assert choose_backend("auto", queries_on("cuda"), scores_of(257)) == expected
 
 
+@pytest.mark.parametrize(
+    ("capability", "is_amd", "expected"), [((9, 0), False, True), ((7, 5), False, False), ((9, 0), True, False)]
+)
+def test_gpus_that_the_kernels_are_for(monkeypatch, capability, is_amd, expected):
+    monkeypatch.setattr(kernels_gma, "triton", "triton")
+    monkeypatch.setattr(kernels_gma, "IS_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
+    assert kernels_gma.has_kernels() is expected
+
+
 @pytest.mark.parametrize("backend", ["auto", "triton", "fla"])
 def test_float64_is_for_torch(installed, backend):
     installed(*BOTH)
@@ -103,7 +115,7 @@ def test_a_compiled_graph_stays_whole(installed, names):
     ("backend", "components", "names", "said"),
     [
         ("fla", 5, [], ["'fla'", "pip install gma-hf[fla]", "'torch'"]),
-        ("triton", 5, [], ["'triton'", "pip install triton", "'torch'"]),
+        ("triton", 5, [], ["'triton'", "Triton", "compute capability 8.0", "'torch'"]),
         ("triton", 257, BOTH, ["'triton'", "at most 256 components", "257", "'torch'"]),
     ],
 )
