@@ -40,15 +40,17 @@ def choose_backend(backend: str, queries: Tensor, scores: ScoreWeights) -> str:
 
 def _problem(backend: str, queries: Tensor, scores: ScoreWeights) -> str | None:
     """What is wrong with a backend that somebody asks for, and what would mend it."""
-    if backend in ("auto", "torch") or backend == "triton" and IS_INTERPRETED:
+    if backend in ("auto", "torch"):
         return None
-    if not queries.is_cuda:
+    if not (queries.is_cuda or backend == "triton" and IS_INTERPRETED):
         return f"which needs a model on a CUDA device, but it is on {queries.device.type}: move it"
     if backend == "fla":
         missing = "but flash-linear-attention or its Triton is not installed: `pip install gma-hf[fla]`"
         return None if has_fla() else missing
-    if not has_kernels():
-        return "which needs Triton and an NVIDIA GPU of compute capability 8.0 or more, and one is missing: install it"
+    if not has_kernels(queries.device):
+        return (
+            "which needs Triton and an NVIDIA GPU of compute capability 8.0 or more: install Triton, take such a GPU"
+        )
     components = scores.constant.shape[-1]
     if components > MAX_COMPONENTS:
         return f"whose kernels take at most {MAX_COMPONENTS} components, but there are {components}: take fewer"

@@ -27,11 +27,11 @@ def fused_scan(
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
-    The arguments of `causal_gma.causal_scan`, for what `kernels_gma.can_route` agrees to. Output and last state, and
-    for the backward the normaliser `GammaQ z + eps` `[B, H, N]` and the state before each chunk.
+    The arguments of `causal_gma.causal_scan` up to `epsilon`, for what `kernels_gma.can_route` agrees to. Output and
+    last state, and for the backward the normaliser `GammaQ z + eps` `[B, H, N]` and the state before each chunk.
     """
     gamma = route(queries, keys, weights, constant, centre, mask)
-    tensors = (token_by_token(values), _flat(log_decay), _flat(segments), state.contiguous())
+    tensors = (token_by_token(values), *_gate(values, log_decay, segments), state.contiguous())
     with torch.cuda.device_of(values):
         return scan(gamma, *tensors, epsilon)
 
@@ -68,7 +68,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, values, weights, constant, log decays (empty without a gate) and the first state."""
     gamma = route(queries, keys, weights, constant, centre, mask)
-    tensors = (token_by_token(values), _flat(log_decay), _flat(segments), output, normaliser, states)
+    tensors = (token_by_token(values), *_gate(values, log_decay, segments), output, normaliser, states)
     with torch.cuda.device_of(values):
         grads = scan_backward(token_by_token(grad_output), grad_state.contiguous(), gamma, *tensors)
     grad_gamma, grad_values, grad_log_decay, grad_first = grads
@@ -88,8 +88,11 @@ def _(
     return *inputs, *mixture, grad_log_decay, grad_state.new_empty(grad_state.shape)
 
 
-def _flat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def _gate(values: Tensor, log_decay: Tensor | None, segments: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Log decays and segments as the kernels want them: a number for each token, one after another."""
+    batch, _, length, _ = values.shape
+    log_decay = None if log_decay is None else log_decay.contiguous()
+    return log_decay, None if segments is None else segments.expand(batch, length).contiguous()
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -19,7 +19,7 @@ try:
 except ImportError:
     triton = tl = None
 
-# All components of a row are in one program. With more of them it would not fit into the shared memory of a small GPU.
+# All components of a token are in one program. With more it would not fit into the shared memory of a small GPU.
 MAX_COMPONENTS = 256
 # Programs that share the backward of a head and side: bounds what they write of the gradient of its weights.
 STRIPES = 64
@@ -140,29 +140,32 @@ if triton is not None:
 
 
 @torch.compiler.assume_constant_result
-def has_kernels() -> bool:
-    """Whether the kernels can be had: with Triton on an NVIDIA GPU since Ampere (TF32), or in Triton's interpreter."""
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels run on a device: with Triton on NVIDIA's since Ampere (TF32), or in Triton's interpreter."""
     if triton is None or IS_INTERPRETED:
         return triton is not None
-    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def can_route(x: Tensor, scores: ScoreWeights) -> bool:
     """
-    Whether the kernels take this: they can be had, `x` is on a GPU (or Triton's interpreter is on), nothing is
-    float64, and there are at most `MAX_COMPONENTS` components.
+    Whether the kernels, also those of the scan, take this: they run on its device, nothing is float64, and there are
+    at most `MAX_COMPONENTS` components.
     """
     is_float32 = x.dtype != torch.float64 and scores.weights.dtype == torch.float32
-    is_small = scores.constant.shape[-1] <= MAX_COMPONENTS
-    return has_kernels() and (x.is_cuda or IS_INTERPRETED) and is_float32 and is_small
+    return is_float32 and scores.constant.shape[-1] <= MAX_COMPONENTS and has_kernels(x.device)
 
 
-def products(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype, components: int = 0) -> str:
     """
-    How the matrix units multiply for inputs of a dtype: TF32 (10 bits of the factors) for half precision, and for
-    float32 three such products, which are as good as float32.
+    How to multiply for inputs of a dtype: in TF32 (10 bits of the factors) for half precision, and for float32 by
+    three such products, which are as good as float32. With many components the factors of those do not fit into the
+    shared memory of a small GPU: then float32 without the matrix units.
     """
-    return "tf32x3" if dtype == torch.float32 else "tf32"
+    if dtype != torch.float32:
+        return "tf32"
+    return "tf32x3" if components <= 128 else "ieee"
 
 
 def fused_responsibilities(
@@ -196,7 +199,7 @@ def route(
     batch, heads, length, width = queries.shape
     tiles = _tiles(queries.dtype, width, constant.shape[-1])
     blocks = ceil_div(length, tiles["BLOCK_TOKENS"])
-    mask = None if mask is None else mask.to(torch.float32).contiguous()
+    mask = None if mask is None else mask.to(torch.float32).expand(batch, length).contiguous()
     sides = zip((queries, keys), weights.mT.contiguous(), constant.contiguous(), (None, mask), gamma)
     if gamma.numel() > 0:
         with torch.cuda.device_of(queries):
@@ -232,7 +235,7 @@ def route_backward(
             for x, w, *tensors, grad_x, grad_w, grad_c in sides:
                 tensors = (x, w, centre.contiguous(), *tensors, grad_x, grad_w, grad_c)
                 sizes = (batch, heads, length, blocks, blocks_per_stripe, *strides(x), *strides(grad_x))
-                _grad_kernel[grid](*tensors, *sizes, PRECISION=products(x.dtype), **tiles)
+                _grad_kernel[grid](*tensors, *sizes, PRECISION=precision(x.dtype, components), **tiles)
     return *grads, grad_weights.sum(1), grad_constant.sum(1)
 
 
@@ -301,14 +304,17 @@ def block_size(size: int) -> int:
 
 
 def tile_size(dtype: torch.dtype) -> int:
-    """What keeps products in registers: those of float32, see `products`, take more of them."""
+    """What keeps products in registers: those of float32, see `precision`, take more of them."""
     return 32 if dtype == torch.float32 else 64
 
 
 def _tiles(dtype: torch.dtype, width: int, components: int) -> dict[str, int]:
-    """All components, and as many tokens and columns of x as leave their products in registers."""
+    """
+    All components, and as many tokens and columns of x as leave their products in registers (looked up in what the
+    compiler makes for compute capability 8.6 and 9.0).
+    """
     block_components = block_size(components)
-    block = tile_size(dtype) if block_components <= 64 else 4096 // block_components
+    block = max(16, tile_size(dtype) * 64 // max(64, block_components))
     return {
         "WIDTH": width,
         "COMPONENTS": components,

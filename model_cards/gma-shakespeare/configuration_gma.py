@@ -71,7 +71,8 @@ class GMAConfig(PreTrainedConfig):
         routing_dim (`int`, *optional*): d_r, the width of queries and keys of a GMA head; the head width when `None`.
         variance_floor (`float`): eps_sigma in `sigma^2 = softplus(omega) + eps_sigma` (paper section 3.7).
         read_epsilon (`float`): eps in the read `O = GammaQ M / (GammaQ z + eps)`.
-        chunk_size (`int`): tokens per chunk of the causal scan, at most 256; changes speed and memory, not the result.
+        chunk_size (`int`): tokens per chunk of the causal scan in PyTorch, at most 256; changes speed and memory, not
+            the result. Our kernels and flash-linear-attention have 64.
         routing_temperature (`float`, *optional*): what the scores are scaled by at the start of training (smaller:
             smoother responsibilities). It goes into the initial variances, or, with `normalize_routing`, into the
             temperatures. When `None`, 0.2 at routing width 32, and what spreads the scores as far at other widths.

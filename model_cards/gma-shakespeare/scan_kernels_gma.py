@@ -9,7 +9,7 @@ batch row.
 import torch
 from torch import Tensor
 
-from .kernels_gma import block_size, ceil_div, products, strides, tile_size, tl, triton
+from .kernels_gma import block_size, ceil_div, precision, strides, tile_size, tl, triton
 
 
 # Tokens of a chunk.
@@ -262,7 +262,7 @@ if triton is not None:
 
         affinity = tl.zeros([CHUNK, CHUNK], tl.float32)
         grad_elapsed = tl.zeros([CHUNK], tl.float32)
-        written, carried = 0.0, 0.0  # gradients of the logs of `write`, summed, and of `carry`
+        grad_written, grad_carried = 0.0, 0.0  # of the logs of `write`, summed, and of `carry`
         for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
             components = first + tl.arange(0, BLOCK_COMPONENTS)
             is_component = components < COMPONENTS
@@ -271,7 +271,7 @@ if triton is not None:
             grad_query = grad_total[:, None] * mass[None, :]
             grad_key = tl.zeros([CHUNK, BLOCK_COMPONENTS], tl.float32) + grad_mass[None, :]
             if HAS_DECAY:
-                carried += tl.sum(mass * grad_mass) * carry
+                grad_carried += tl.sum(mass * grad_mass) * carry
             for start in range(0, WIDTH, BLOCK_WIDTH):
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
@@ -281,7 +281,7 @@ if triton is not None:
                 grad_memory = load_tile(grad_states, components, columns, WIDTH, COMPONENTS, WIDTH)
                 grad_key = _stored_dot(x, tl.trans(grad_memory), grad_key, PRECISION)
                 if HAS_DECAY:
-                    carried += tl.sum(memory * grad_memory) * carry
+                    grad_carried += tl.sum(memory * grad_memory) * carry
             grad_query *= (read * inverse)[:, None]
             grad_key *= write[:, None]
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
@@ -290,7 +290,7 @@ if triton is not None:
                 affinity = tl.dot(query, tl.trans(key), affinity, input_precision=PRECISION)
                 writing = tl.sum(grad_key * key, axis=1)
                 grad_elapsed += tl.sum(grad_query * query, axis=1) - writing
-                written += tl.sum(writing)
+                grad_written += tl.sum(writing)
             grad_query = tl.dot(grad_affinity, key, grad_query, input_precision=PRECISION)
             store_tile(grad_query_gamma, grad_query, tokens, components, COMPONENTS, length, COMPONENTS)
             grad_key = tl.dot(tl.trans(grad_affinity), query, grad_key, input_precision=PRECISION)
@@ -298,7 +298,7 @@ if triton is not None:
         if HAS_DECAY:
             moved = affinity * grad_affinity
             grad_elapsed += tl.sum(moved, axis=1) - tl.sum(moved, axis=0)
-            result = tl.cumsum(grad_elapsed, 0, reverse=True) + written + carried
+            result = tl.cumsum(grad_elapsed, 0, reverse=True) + grad_written + grad_carried
             tl.store(grad_log_decay + row * length + tokens, result, mask=tokens < length)
 
 
@@ -374,7 +374,7 @@ class _Calls:
         self.sizes = {"COMPONENTS": components, "WIDTH": values.shape[-1]}
         self.options = self.sizes | {
             "CHUNK": CHUNK,
-            "PRECISION": products(values.dtype),
+            "PRECISION": precision(values.dtype),
             "HAS_DECAY": log_decay is not None,
             "HAS_SEGMENTS": segments is not None,
             "num_warps": 4,

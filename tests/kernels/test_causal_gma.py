@@ -39,6 +39,12 @@ def mix(request, monkeypatch):
     return mix_with_fla
 
 
+def set_sizes(monkeypatch, components, width):
+    """Other numbers of components and of columns of the values."""
+    monkeypatch.setattr(sys.modules[__name__], "COMPONENTS", components)
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", width)
+
+
 def make_segments(length):
     """Borders in the middle of a chunk and at its end, a segment over several chunks, and one that goes on."""
     segments = torch.zeros(BATCH, length, dtype=torch.long)
@@ -112,10 +118,14 @@ def test_segments(assert_close, device, case, length):
     check(assert_close, mix, *make_inputs(device, length, **CASES[case]), make_segments(length).to(device))
 
 
+def test_the_same_segments_for_all_rows(assert_close, device):
+    mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
+    check(assert_close, mix, *make_inputs(device, 70, gated=True), make_segments(70)[1:].to(device))
+
+
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gate"])
 def test_more_components_and_columns_than_a_tile_has(assert_close, device, gated, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "COMPONENTS", 70)
-    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 66)
+    set_sizes(monkeypatch, 70, 66)
     mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
     check(assert_close, mix, *make_inputs(device, 70, gated=gated))
 
@@ -128,17 +138,22 @@ def test_closed_gates(assert_close, device, mix):
     check(assert_close, mix, tensors, None)
 
 
+@pytest.mark.parametrize("sizes", [(7, 5), (64, 64)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, dtype):
+def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, monkeypatch, dtype, sizes):
     """That is, state and responsibilities are those of the same numbers in float32, and only the output is rounded."""
+    set_sizes(monkeypatch, *sizes)
     tensors, mask = make_inputs(device, 65, gated=True, masked=True, dtype=dtype)
     (output, state), gradients = run(mix, tensors, mask)
     doubles = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
-    (expected, expected_state), _ = run(PLAIN, doubles, mask)
+    (expected, expected_state), expected_gradients = run(PLAIN, doubles, mask)
     assert output.dtype == dtype and state.dtype == torch.float32
     assert_close(output, expected, torch.finfo(dtype).eps)
     assert_close(state, expected_state, 1e-4 if dtype == torch.bfloat16 else 5e-4)  # as TF32 has them, on a GPU
-    assert all(gradients[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    for name, gradient in expected_gradients.items():
+        assert gradients[name].dtype == tensors[name].dtype
+        # The interpreter rounds bfloat16 towards zero
+        assert_close(gradients[name], gradient, 4 * torch.finfo(dtype).eps, name, at_least=1.0)
 
 
 @pytest.mark.parametrize("name", ["queries", "values", "log_decay", "state"])
@@ -225,8 +240,9 @@ def test_no_token(device):
     assert torch.equal(state, tensors["state"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_auto_is_our_kernels_on_a_gpu(device):
+    if device == "cpu":
+        pytest.skip("this is Triton's interpreter")
     tensors, mask = make_inputs(device, 65, gated=True, masked=True, with_state=True)
     (output, state), _ = run(functools.partial(mix_causal, chunk_size=16), tensors, mask)
     (expected, expected_state), _ = run(functools.partial(mix_causal, chunk_size=16, backend="triton"), tensors, mask)

@@ -26,7 +26,7 @@ def installed(monkeypatch):
     def pretend(*names: str) -> None:
         monkeypatch.setattr(fla_gma, "_import_scan", lambda: print if "fla" in names else None)
         for module in (backend_gma, kernels_gma):
-            monkeypatch.setattr(module, "has_kernels", lambda: "triton" in names)
+            monkeypatch.setattr(module, "has_kernels", lambda device: "triton" in names)
             monkeypatch.setattr(module, "IS_INTERPRETED", False)
 
     return pretend
@@ -88,10 +88,9 @@ def test_more_components_than_the_kernels_take(installed, names, expected):
 def test_gpus_that_the_kernels_are_for(monkeypatch, capability, is_amd, expected):
     monkeypatch.setattr(kernels_gma, "triton", "triton")
     monkeypatch.setattr(kernels_gma, "IS_INTERPRETED", False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
-    assert kernels_gma.has_kernels() is expected
+    assert kernels_gma.has_kernels(torch.device("cuda")) is expected
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton", "fla"])
