@@ -27,6 +27,7 @@ NAMES = {
 }
 CODE = {
     "attention_gma",
+    "backend_gma",
     "bidirectional_gma",
     "blocks_gma",
     "cache_gma",
@@ -34,13 +35,15 @@ CODE = {
     "configuration_gma",
     "fla_gma",
     "functional_gma",
+    "fused_gma",
+    "identity_gma",
     "kernels_gma",
     "masking_gma",
     "mixing_gma",
-    "outputs_gma",
     "modeling_gma",
+    "outputs_gma",
     "routing_gma",
-    "identity_gma",
+    "scan_kernels_gma",
     "segments_gma",
 }
 IDS = torch.arange(1, 23).view(1, 22)
