@@ -7,7 +7,7 @@ backward. `torch.compile` takes it as one node. A second derivative is refused.
 import torch
 from torch import Tensor
 
-from .kernels_gma import route, route_backward, token_by_token
+from .kernels_gma import launch_route, launch_route_backward, token_by_token
 from .routing_gma import NAMESPACE, refuse_second_derivative
 from .scan_kernels_gma import CHUNK, scan, scan_backward
 
@@ -30,7 +30,7 @@ def fused_scan(
     The arguments of `causal_gma.causal_scan` up to `epsilon`, for what `kernels_gma.can_route` agrees to. Output and
     last state, and for the backward the normaliser `GammaQ z + eps` `[B, H, N]` and the state before each chunk.
     """
-    gamma = route(queries, keys, weights, constant, centre, mask)
+    gamma = launch_route(queries, keys, weights, constant, centre, mask)
     tensors = (token_by_token(values), *_gate(values, log_decay, segments), state.contiguous())
     with torch.cuda.device_of(values):
         return scan(gamma, *tensors, epsilon)
@@ -67,12 +67,12 @@ def _backward(
     states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, values, weights, constant, log decays (empty without a gate) and the first state."""
-    gamma = route(queries, keys, weights, constant, centre, mask)
+    gamma = launch_route(queries, keys, weights, constant, centre, mask)
     tensors = (token_by_token(values), *_gate(values, log_decay, segments), output, normaliser, states)
     with torch.cuda.device_of(values):
         grads = scan_backward(token_by_token(grad_output), grad_state.contiguous(), gamma, *tensors)
     grad_gamma, grad_values, grad_log_decay, grad_first = grads
-    grad_queries, grad_keys, *mixture = route_backward(grad_gamma, queries, keys, weights, centre, gamma)
+    grad_queries, grad_keys, *mixture = launch_route_backward(grad_gamma, queries, keys, weights, centre, gamma)
     grad_log_decay = states.new_empty(0) if log_decay is None else grad_log_decay
     return grad_queries, grad_keys, grad_values, *mixture, grad_log_decay, grad_first
 

@@ -22,27 +22,27 @@ if triton is not None:
     from .kernels_gma import load_tile, of_row, store_tile
 
     @triton.jit
-    def _dot_stored(a, b, total, PRECISION: tl.constexpr):
-        """
-        `a b + total`, float32 a, and b as it is stored: bfloat16 stays what it is, and a becomes the sum of two such
-        numbers (16 bits), which the matrix units are faster at than at TF32.
-        """
-        if b.dtype == tl.bfloat16:
-            high = a.to(tl.bfloat16)
-            low = (a - high.to(tl.float32)).to(tl.bfloat16)
-            return tl.dot(low, b, tl.dot(high, b, total))
-        else:
-            return tl.dot(a, b.to(tl.float32), total, input_precision=PRECISION)
+    def _halves(x):
+        """Two bfloat16 numbers whose sum has 16 bits of x."""
+        high = x.to(tl.bfloat16)
+        return high, (x - high.to(tl.float32)).to(tl.bfloat16)
 
     @triton.jit
-    def _stored_dot(a, b, total, PRECISION: tl.constexpr):
-        """The same with float32 b, and a as it is stored."""
-        if a.dtype == tl.bfloat16:
-            high = b.to(tl.bfloat16)
-            low = (b - high.to(tl.float32)).to(tl.bfloat16)
+    def _dot(a, b, total, PRECISION: tl.constexpr):
+        """
+        `a b + total`. Beside a bfloat16 factor, which stays what it is, a float32 one is taken as its two halves: the
+        matrix units are faster at that than at TF32.
+        """
+        if a.dtype == b.dtype:
+            return tl.dot(a, b, total, input_precision=PRECISION)
+        elif a.dtype == tl.bfloat16:
+            high, low = _halves(b)
             return tl.dot(a, low, tl.dot(a, high, total))
+        elif b.dtype == tl.bfloat16:
+            high, low = _halves(a)
+            return tl.dot(low, b, tl.dot(high, b, total))
         else:
-            return tl.dot(a.to(tl.float32), b, total, input_precision=PRECISION)
+            return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
 
     @triton.jit
     def _decays(
@@ -116,7 +116,7 @@ if triton is not None:
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
                 memory = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
-                memory = _dot_stored(tl.trans(writing), x, memory, PRECISION)
+                memory = _dot(tl.trans(writing), x, memory, PRECISION)
                 store_tile(states, memory, components, columns, WIDTH, COMPONENTS, WIDTH)
 
     @triton.jit
@@ -171,16 +171,16 @@ if triton is not None:
             components = first + tl.arange(0, BLOCK_COMPONENTS)
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-            affinity = tl.dot(query, tl.trans(key), affinity, input_precision=PRECISION)
+            affinity = _dot(query, tl.trans(key), affinity, PRECISION)
             query *= read[:, None]
             memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
             mass = tl.load(states + COMPONENTS * WIDTH + components, mask=components < COMPONENTS, other=0.0)
-            weighted = tl.dot(query, memory, weighted, input_precision=PRECISION)
+            weighted = _dot(query, memory, weighted, PRECISION)
             total += tl.sum(query * mass[None, :], axis=1)
         affinity *= inside
         total += tl.sum(affinity, axis=1)
         x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
-        weighted = _dot_stored(affinity, x, weighted, PRECISION)
+        weighted = _dot(affinity, x, weighted, PRECISION)
         store_tile(output, weighted * (1.0 / total)[:, None], tokens, columns, output_stride_token, length, WIDTH)
         if tl.program_id(1) == 0:
             tl.store(normaliser + row * length + tokens, total, mask=tokens < length)
@@ -211,13 +211,13 @@ if triton is not None:
             components = first + tl.arange(0, BLOCK_COMPONENTS)
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-            affinity = tl.dot(query, tl.trans(key), affinity, input_precision=PRECISION)
+            affinity = _dot(query, tl.trans(key), affinity, PRECISION)
             memory = load_tile(grad_states, components, columns, WIDTH, COMPONENTS, WIDTH)
-            result = tl.dot(key * write[:, None], memory, result, input_precision=PRECISION)
+            result = _dot(key * write[:, None], memory, result, PRECISION)
         total = tl.load(normaliser + row * length + tokens, mask=tokens < length, other=1.0)
         affinity *= inside * (1.0 / total)[:, None]
         grad = load_tile(grad_output, tokens, columns, stride_token, length, WIDTH)
-        result = _dot_stored(tl.trans(affinity), grad, result, PRECISION)
+        result = _dot(tl.trans(affinity), grad, result, PRECISION)
         store_tile(grad_values, result, tokens, columns, grad_stride_token, length, WIDTH)
 
     @triton.jit
@@ -257,7 +257,7 @@ if triton is not None:
             columns = start + tl.arange(0, BLOCK_WIDTH)
             x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
             grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
-            grad_affinity = tl.dot(grad, tl.trans(x), grad_affinity, input_precision=PRECISION)
+            grad_affinity = _dot(grad, tl.trans(x), grad_affinity, PRECISION)
         grad_affinity *= inside * inverse[:, None]
 
         affinity = tl.zeros([CHUNK, CHUNK], tl.float32)
@@ -276,10 +276,10 @@ if triton is not None:
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
                 memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
-                grad_query = _stored_dot(grad, tl.trans(memory), grad_query, PRECISION)
+                grad_query = _dot(grad, tl.trans(memory), grad_query, PRECISION)
                 x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
                 grad_memory = load_tile(grad_states, components, columns, WIDTH, COMPONENTS, WIDTH)
-                grad_key = _stored_dot(x, tl.trans(grad_memory), grad_key, PRECISION)
+                grad_key = _dot(x, tl.trans(grad_memory), grad_key, PRECISION)
                 if HAS_DECAY:
                     grad_carried += tl.sum(memory * grad_memory) * carry
             grad_query *= (read * inverse)[:, None]
@@ -287,13 +287,13 @@ if triton is not None:
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             if HAS_DECAY:
-                affinity = tl.dot(query, tl.trans(key), affinity, input_precision=PRECISION)
+                affinity = _dot(query, tl.trans(key), affinity, PRECISION)
                 writing = tl.sum(grad_key * key, axis=1)
                 grad_elapsed += tl.sum(grad_query * query, axis=1) - writing
                 grad_written += tl.sum(writing)
-            grad_query = tl.dot(grad_affinity, key, grad_query, input_precision=PRECISION)
+            grad_query = _dot(grad_affinity, key, grad_query, PRECISION)
             store_tile(grad_query_gamma, grad_query, tokens, components, COMPONENTS, length, COMPONENTS)
-            grad_key = tl.dot(tl.trans(grad_affinity), query, grad_key, input_precision=PRECISION)
+            grad_key = _dot(tl.trans(grad_affinity), query, grad_key, PRECISION)
             store_tile(grad_key_gamma, grad_key, tokens, components, COMPONENTS, length, COMPONENTS)
         if HAS_DECAY:
             moved = affinity * grad_affinity

@@ -179,7 +179,7 @@ def fused_responsibilities(
     return query_gamma, key_gamma
 
 
-def route(
+def launch_route(
     queries: Tensor, keys: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None
 ) -> Tensor:
     """
@@ -211,7 +211,7 @@ def route(
     return gamma
 
 
-def route_backward(
+def launch_route_backward(
     grad_gamma: Tensor, queries: Tensor, keys: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
@@ -243,8 +243,8 @@ def route_backward(
 def route_sides(
     queries: Tensor, keys: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """`route` as an operator. Its backward stores these inputs and the result."""
-    return route(queries, keys, weights, constant, centre, mask)
+    """`launch_route` as an operator. Its backward stores these inputs and the result."""
+    return launch_route(queries, keys, weights, constant, centre, mask)
 
 
 @route_sides.register_fake
@@ -256,7 +256,7 @@ def _(queries, keys, weights, constant, centre, mask):
 def _backward(
     grad_gamma: Tensor, queries: Tensor, keys: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return route_backward(grad_gamma, queries, keys, weights, centre, gamma)
+    return launch_route_backward(grad_gamma, queries, keys, weights, centre, gamma)
 
 
 @_backward.register_fake
