@@ -104,14 +104,12 @@ def contenders(
     heads: int, width: int, components: int, chunk_size: int, dtype: torch.dtype, device: str
 ) -> dict[str, nn.Module]:
     """All of them, by name, for queries, keys and values in `dtype` on `device`; mixtures are float32."""
-    mixers = {
+    flash = {"FlashAttention": FlashAttention()} if device == "cuda" and dtype != torch.float32 else {}
+    return {
         "GMA": GMA(heads, components, width, chunk_size),
         "softmax (SDPA)": Softmax(),
-        "FlashAttention": FlashAttention(),
+        **flash,
         "linear (elu + 1)": Linear(chunk_size),
         "GMA by cumsum": CumsumGMA(heads, components, width),
         "Mamba": Mamba(heads, width).to(dtype),
     }
-    if device == "cpu" or dtype == torch.float32:
-        del mixers["FlashAttention"]
-    return mixers

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .functional_gma import ScoreWeights, append_ones, read, responsibilities
-from .kernels_gma import can_route, fused_responsibilities
 from .routing_gma import refuse_second_derivative
+from .routing_kernels_gma import can_route, fused_responsibilities
 
 
 @functools.cache

@@ -89,8 +89,9 @@ class GMAConfig(PreTrainedConfig):
             flash-linear-attention (`pip install gma-hf[fla]`, CUDA only; `torch.compile` breaks the graph there).
             For half-precision inputs the latter two round what they multiply beside the scores to 10 bits or more;
             for float32 our kernels are as good as float32, flash-linear-attention is not (TF32). `"auto"` takes our
-            kernels on CUDA, and flash-linear-attention for what they do not take. One token at a time, float64 and
-            bidirectional models are always computed by PyTorch.
+            kernels on CUDA, and for what they do not take flash-linear-attention where it is installed (not under
+            `torch.compile`), else PyTorch. One token at a time, float64 and bidirectional models are always computed
+            by PyTorch.
 
     Raises:
         ValueError: for a value that is not allowed; the sentence names the argument, its value and what is allowed.

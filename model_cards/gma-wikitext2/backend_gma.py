@@ -5,7 +5,8 @@ from torch import Tensor
 
 from .fla_gma import has_fla
 from .functional_gma import ScoreWeights
-from .kernels_gma import IS_INTERPRETED, MAX_COMPONENTS, can_route, has_kernels
+from .routing_kernels_gma import MAX_COMPONENTS, can_route
+from .triton_gma import IS_INTERPRETED, has_kernels
 
 
 BACKENDS = ("auto", "torch", "triton", "fla")

@@ -7,9 +7,10 @@ backward. `torch.compile` takes it as one node. A second derivative is refused.
 import torch
 from torch import Tensor
 
-from .kernels_gma import launch_route, launch_route_backward, token_by_token
 from .routing_gma import NAMESPACE, refuse_second_derivative
+from .routing_kernels_gma import launch_route, launch_route_backward
 from .scan_kernels_gma import CHUNK, scan, scan_backward
+from .triton_gma import token_by_token
 
 
 @torch.library.custom_op(f"{NAMESPACE}::fused", mutates_args=())
@@ -27,8 +28,9 @@ def fused_scan(
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
-    The arguments of `causal_gma.causal_scan` up to `epsilon`, for what `kernels_gma.can_route` agrees to. Output and
-    last state, and for the backward the normaliser `GammaQ z + eps` `[B, H, N]` and the state before each chunk.
+    The arguments of `causal_gma.causal_scan` up to `epsilon`, for what `routing_kernels_gma.can_route` agrees to.
+    Output and last state, and for the backward the normaliser `GammaQ z + eps` `[B, H, N]` and the state before each
+    chunk.
     """
     gamma = launch_route(queries, keys, weights, constant, centre, mask)
     tensors = (token_by_token(values), *_gate(values, log_decay, segments), state.contiguous())

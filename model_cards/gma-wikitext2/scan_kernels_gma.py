@@ -9,7 +9,7 @@ batch row.
 import torch
 from torch import Tensor
 
-from .kernels_gma import block_size, ceil_div, precision, strides, tile_size, tl, triton
+from .triton_gma import block_size, ceil_div, precision, strides, tile_size, tl, triton
 
 
 # Tokens of a chunk.
@@ -19,7 +19,7 @@ BLOCK_STATE = 256
 
 
 if triton is not None:
-    from .kernels_gma import load_tile, of_row, store_tile
+    from .triton_gma import load_tile, of_row, store_tile
 
     @triton.jit
     def _halves(x):

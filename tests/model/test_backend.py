@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gma_hf import GMAForCausalLM
-from gma_hf.model import backend_gma, fla_gma, kernels_gma, mixing_gma
+from gma_hf.model import backend_gma, fla_gma, mixing_gma, routing_kernels_gma, triton_gma
 from gma_hf.model.backend_gma import choose_backend
 from gma_hf.model.functional_gma import score_weights
 from gma_hf.model.mixing_gma import mix_causal
@@ -25,9 +25,9 @@ def installed(monkeypatch):
 
     def pretend(*names: str) -> None:
         monkeypatch.setattr(fla_gma, "_import_scan", lambda: print if "fla" in names else None)
-        for module in (backend_gma, kernels_gma):
+        for module in (backend_gma, routing_kernels_gma):
             monkeypatch.setattr(module, "has_kernels", lambda device: "triton" in names)
-            monkeypatch.setattr(module, "IS_INTERPRETED", False)
+        monkeypatch.setattr(backend_gma, "IS_INTERPRETED", False)
 
     return pretend
 
@@ -86,11 +86,11 @@ def test_more_components_than_the_kernels_take(installed, names, expected):
     ("capability", "is_amd", "expected"), [((9, 0), False, True), ((7, 5), False, False), ((9, 0), True, False)]
 )
 def test_gpus_that_the_kernels_are_for(monkeypatch, capability, is_amd, expected):
-    monkeypatch.setattr(kernels_gma, "triton", "triton")
-    monkeypatch.setattr(kernels_gma, "IS_INTERPRETED", False)
+    monkeypatch.setattr(triton_gma, "triton", "triton")
+    monkeypatch.setattr(triton_gma, "IS_INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
-    assert kernels_gma.has_kernels(torch.device("cuda")) is expected
+    assert triton_gma.has_kernels(torch.device("cuda")) is expected
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton", "fla"])
@@ -197,8 +197,8 @@ WITHOUT = """
     model(ids, labels=ids).loss.backward()
     new = model.generate(ids, max_new_tokens=2, do_sample=False)
     assert new.shape == (1, 24)
-    kernels = sys.modules[type(model).__module__.replace("modeling_gma", "kernels_gma")]
-    assert kernels.triton is None
+    triton_gma = sys.modules[type(model).__module__.replace("modeling_gma", "triton_gma")]
+    assert triton_gma.triton is None
 """
 
 

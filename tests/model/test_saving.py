@@ -37,14 +37,15 @@ CODE = {
     "functional_gma",
     "fused_gma",
     "identity_gma",
-    "kernels_gma",
     "masking_gma",
     "mixing_gma",
     "modeling_gma",
     "outputs_gma",
     "routing_gma",
+    "routing_kernels_gma",
     "scan_kernels_gma",
     "segments_gma",
+    "triton_gma",
 }
 IDS = torch.arange(1, 23).view(1, 22)
 # Loaded weights lie at other addresses, and what a matrix product rounds depends on how its operands are aligned.

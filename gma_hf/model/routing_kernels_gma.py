@@ -1,7 +1,7 @@
 """
-Triton kernels for the responsibilities of one side, from queries or keys straight to gamma: scores, softmax and mask
-in one pass, and all gradients in another. Neither features nor scores are written to memory. Without Triton this file
-imports all the same, and `can_route` says that there are no kernels.
+Triton kernels for the responsibilities, from queries and keys straight to gamma: scores, softmax and mask in one pass,
+and all gradients in another. Neither features nor scores are written to memory. Without Triton this file imports all
+the same, and `can_route` says that there are no kernels.
 
 A row is a head of a batch row, cut into blocks of tokens.
 """
@@ -11,41 +11,17 @@ from torch import Tensor
 
 from .functional_gma import ScoreWeights
 from .routing_gma import NAMESPACE, refuse_second_derivative
+from .triton_gma import block_size, ceil_div, has_kernels, precision, strides, tile_size, tl, token_by_token, triton
 
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = tl = None
 
 # All components of a token are in one program. With more it would not fit into the shared memory of a small GPU.
 MAX_COMPONENTS = 256
 # Programs that share the backward of a head and side: bounds what they write of the gradient of its weights.
 STRIPES = 64
-IS_INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
 if triton is not None:
-
-    @triton.jit
-    def of_row(x, row, heads, stride_batch, stride_head):
-        """Where a row begins."""
-        return x + row // heads * stride_batch + row % heads * stride_head
-
-    @triton.jit
-    def load_tile(x, rows, columns, stride, num_rows, NUM_COLUMNS: tl.constexpr):
-        """As it is stored, and 0 beyond the last row and column."""
-        is_inside = (rows < num_rows)[:, None] & (columns < NUM_COLUMNS)[None, :]
-        return tl.load(x + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=is_inside, other=0.0)
-
-    @triton.jit
-    def store_tile(x, tile, rows, columns, stride, num_rows, NUM_COLUMNS: tl.constexpr):
-        """In the dtype of where it goes, and nothing beyond the last row and column."""
-        is_inside = (rows < num_rows)[:, None] & (columns < NUM_COLUMNS)[None, :]
-        tl.store(
-            x + rows.to(tl.int64)[:, None] * stride + columns[None, :], tile.to(x.dtype.element_ty), mask=is_inside
-        )
+    from .triton_gma import load_tile, of_row, store_tile
 
     @triton.jit
     def _load_centred(x, centre, tokens, columns, stride, length, WIDTH: tl.constexpr):
@@ -139,15 +115,6 @@ if triton is not None:
             tl.store(grad_constant + components, total, mask=components < COMPONENTS)
 
 
-@torch.compiler.assume_constant_result
-def has_kernels(device: torch.device) -> bool:
-    """Whether the kernels run on a device: with Triton on NVIDIA's since Ampere (TF32), or in Triton's interpreter."""
-    if triton is None or IS_INTERPRETED:
-        return triton is not None
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def can_route(x: Tensor, scores: ScoreWeights) -> bool:
     """
     Whether the kernels, also those of the scan, take this: they run on its device, nothing is float64, and there are
@@ -155,17 +122,6 @@ def can_route(x: Tensor, scores: ScoreWeights) -> bool:
     """
     is_float32 = x.dtype != torch.float64 and scores.weights.dtype == torch.float32
     return is_float32 and scores.constant.shape[-1] <= MAX_COMPONENTS and has_kernels(x.device)
-
-
-def precision(dtype: torch.dtype, components: int = 0) -> str:
-    """
-    How to multiply for inputs of a dtype: in TF32 (10 bits of the factors) for half precision, and for float32 by
-    three such products, which are as good as float32. With many components the factors of those do not fit into the
-    shared memory of a small GPU: then float32 without the matrix units.
-    """
-    if dtype != torch.float32:
-        return "tf32"
-    return "tf32x3" if components <= 128 else "ieee"
 
 
 def fused_responsibilities(
@@ -281,31 +237,6 @@ _backward.register_autograd(refuse_second_derivative)
 
 def _empty_gamma(queries: Tensor, constant: Tensor) -> Tensor:
     return constant.new_empty(2, *queries.shape[:3], constant.shape[-1])
-
-
-def token_by_token(x: Tensor) -> Tensor:
-    """As the kernels want it: the numbers of a token one after another."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def strides(x: Tensor) -> tuple[int, ...]:
-    """Of batch, heads and tokens in `[B, H, N, d]`."""
-    return x.stride()[:3]
-
-
-def ceil_div(x: int, y: int) -> int:
-    """`x / y`, rounded up."""
-    return -(-x // y)
-
-
-def block_size(size: int) -> int:
-    """The power of two that holds `size`, of at least 16, as `tl.dot` wants it."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
-def tile_size(dtype: torch.dtype) -> int:
-    """What keeps products in registers: those of float32, see `precision`, take more of them."""
-    return 32 if dtype == torch.float32 else 64
 
 
 def _tiles(dtype: torch.dtype, width: int, components: int) -> dict[str, int]:

@@ -8,9 +8,9 @@ import textwrap
 import pytest
 import torch
 
-from gma_hf.model import kernels_gma
+from gma_hf.model import routing_kernels_gma
 from gma_hf.model.functional_gma import ScoreWeights, responsibilities, score_weights
-from gma_hf.model.kernels_gma import can_route, fused_responsibilities, route_sides
+from gma_hf.model.routing_kernels_gma import can_route, fused_responsibilities, route_sides
 
 
 TOLERANCE = 1e-4
@@ -78,7 +78,7 @@ def test_result_and_gradients(assert_close, device, length, width, components, m
 def test_many_rows_in_every_stripe(assert_close, device, monkeypatch):
     """So that a stripe has several blocks of rows, crosses from one batch row into the next, and the last one ends
     early."""
-    monkeypatch.setattr(kernels_gma, "STRIPES", 2)
+    monkeypatch.setattr(routing_kernels_gma, "STRIPES", 2)
     check(assert_close, *make_inputs(device, length=67, batch=3), make_mask(device, 67, batch=3))
 
 
@@ -190,7 +190,7 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from gma_hf.model import kernels_gma, scan_kernels_gma
+    from gma_hf.model import routing_kernels_gma, scan_kernels_gma, triton_gma
 
     dtype, components = getattr(torch, sys.argv[1]), int(sys.argv[2])
     FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_SEGMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
@@ -211,10 +211,10 @@ COMPILE = """
         compiled = triton.compile(source, GPUTarget("cuda", 86, 32), flags)
         assert compiled.metadata.shared <= 99 * 1024, (kernel, compiled.metadata.shared)
 
-    tile = kernels_gma.tile_size(dtype)
-    scan = {"PRECISION": kernels_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
-    route = kernels_gma._tiles(dtype, 64, components) | {"PRECISION": kernels_gma.precision(dtype, components)}
-    for module, tiles in ((kernels_gma, route), (scan_kernels_gma, scan)):
+    tile = triton_gma.tile_size(dtype)
+    scan = {"PRECISION": triton_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
+    route = routing_kernels_gma._tiles(dtype, 64, components) | {"PRECISION": triton_gma.precision(dtype, components)}
+    for module, tiles in ((routing_kernels_gma, route), (scan_kernels_gma, scan)):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 compile(kernel, **tiles)
