@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-kernels test-libraries compare lint cards clean
+.PHONY: demo test test-kernels test-libraries test-oldest test-versions compare lint clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -15,17 +15,17 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python recipes/demo.py
+	$(BIN)/python -m gma_hf.recipes.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
 
 # In Triton's interpreter, on the CPU. The rest of the tests does without Triton.
-$(VENV)/installed-fla: $(VENV)/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[fla]"
+$(VENV)/installed-kernels: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[kernels]"
 	touch $@
 
-test-kernels: $(VENV)/installed-fla
+test-kernels: $(VENV)/installed-kernels
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 # With PEFT, TRL and the other libraries of the README's table: here none of their tests may be skipped.
@@ -36,20 +36,24 @@ $(VENV)/installed-libraries: $(VENV)/installed
 test-libraries: $(VENV)/installed-libraries
 	ALL_LIBRARIES=1 $(BIN)/python -m pytest tests/libraries
 
-# Every mixer of recipes/baselines.py, very small.
+# The suite's core on the oldest Transformers that we admit; then on every version (see noxfile.py), which downloads a
+# torch for each Python, 2 GB or more.
+test-oldest: $(VENV)/installed
+	$(BIN)/nox --session "core(transformers='5.4.0')"
+
+test-versions: $(VENV)/installed
+	$(BIN)/nox
+
+# Every mixer of benchmarks/baselines.py, very small.
 compare: $(VENV)/installed
-	$(BIN)/python recipes/compare.py --quick True --output_dir runs/compare-quick
-	$(BIN)/python recipes/compare.py --quick True --task classification --output_dir runs/compare-quick-listops
-	$(BIN)/python recipes/compare.py --quick True --task pretrained_classification \
+	$(BIN)/python -m benchmarks.compare --quick True --output_dir runs/compare-quick
+	$(BIN)/python -m benchmarks.compare --quick True --task classification --output_dir runs/compare-quick-listops
+	$(BIN)/python -m benchmarks.compare --quick True --task pretrained_classification \
 		--output_dir runs/compare-quick-pretrained
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The code that travels with the shipped checkpoints is a copy of the package's.
-cards:
-	for card in model_cards/*/; do cp gma_hf/model/*_gma.py $$card; done
-
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox .cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """
 What `gma-hf report` takes on a long text, in a process of its own: time and peak memory, everything included.
 
-    python benchmarks/analysis.py --text ../shared/data/tinyshakespeare/input.txt
+    python -m benchmarks.analysis --text ../shared/data/tinyshakespeare/input.txt
 """
 
 import json
@@ -13,8 +13,10 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness import machine
-from transformers import HfArgumentParser
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .harness import machine
 
 
 @dataclass
@@ -27,9 +29,9 @@ class Arguments:
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where the JSON goes."})
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "gma_hf", "report", args.checkpoint, args.text]
         command += ["-o", f"{folder}/report.html", "--json", f"{folder}/report.json", "--max-tokens", str(args.tokens)]
@@ -42,8 +44,9 @@ def main() -> None:
     figures["peak_mebibytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"{read:,} tokens in {seconds:.0f} s, {figures['peak_mebibytes']:.0f} MiB at the peak")
     content = {"machine": machine("cpu"), "arguments": asdict(args), "figures": figures}
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     Path(args.output_dir, "analysis_cpu.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,7 +2,7 @@
 Assisted decoding from a state that can go back: the share of drafted tokens that is accepted, and the time beside
 greedy decoding, in turns, on 20 prompts of a text.
 
-    python benchmarks/assisted.py --text tests/data/shakespeare.txt
+    python -m benchmarks.assisted --text tests/data/shakespeare.txt
 """
 
 import json
@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from harness import machine
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import gma_hf  # noqa: F401  (makes the Auto classes know the model type "gma")
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .harness import machine
 
 
 @dataclass
@@ -30,9 +32,9 @@ class Arguments:
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where the JSON goes."})
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     model = AutoModelForCausalLM.from_pretrained(args.checkpoint)
     ids = torch.tensor(AutoTokenizer.from_pretrained(args.checkpoint)(Path(args.text).read_text())["input_ids"])
     calls = []
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

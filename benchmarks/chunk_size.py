@@ -1,8 +1,8 @@
 """
 The causal mixer in plain torch with chunks of several sizes, in turns in one run: whence the default of `chunk_size`.
 
-    python benchmarks/chunk_size.py
-    python benchmarks/chunk_size.py --device cuda --dtype bfloat16
+    python -m benchmarks.chunk_size
+    python -m benchmarks.chunk_size --device cuda --dtype bfloat16
 """
 
 from dataclasses import asdict, dataclass, field
@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from contenders import GMA
-from harness import keep_freed_memory, machine, save, time_side_by_side
-from mixer import forward, forward_and_backward, random_inputs
-from transformers import HfArgumentParser
+
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .contenders import GMA
+from .harness import freed_memory_kept, machine, save, time_side_by_side
+from .mixer import forward, forward_and_backward, random_inputs
 
 
 @dataclass
@@ -35,10 +38,10 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Of the random inputs."})
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    keep_freed_memory()
+@freed_memory_kept()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     mixers = {}
     for size in args.chunk_sizes:
         torch.manual_seed(args.seed)  # the same mixture for all
@@ -59,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,8 +12,9 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from gma_hf.model.functional_gma import append_ones, read, responsibilities, score_weights
 from gma_hf.model.mixing_gma import mix_causal
 
+from .linear_attention import EPSILON, chunked, elu_features
 
-EPSILON = 1e-6
+
 Mixer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -67,24 +68,14 @@ class FlashAttention(Softmax):
 
 
 class Linear(nn.Module):
-    """Linear attention with the features elu(x) + 1 (Katharopoulos et al., 2020), in chunks too, by autograd."""
+    """Linear attention with the features elu(x) + 1, in chunks too, by autograd."""
 
     def __init__(self, chunk_size: int):
         super().__init__()
         self.chunk_size = chunk_size
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        length = values.shape[2]
-        extended = append_ones(values)
-        padding = (0, 0, 0, -length % self.chunk_size)
-        queries, keys, extended = (
-            F.pad(x, padding).unflatten(2, (-1, self.chunk_size))
-            for x in (F.elu(queries).to(extended.dtype) + 1, F.elu(keys).to(extended.dtype) + 1, extended)
-        )
-        written = keys.mT @ extended
-        before = written.cumsum(dim=2) - written
-        weighted = (queries @ keys.mT).tril() @ extended + queries @ before
-        return read(weighted.flatten(2, 3)[:, :, :length], EPSILON).to(values.dtype)
+        return chunked(elu_features(queries), elu_features(keys), values, self.chunk_size)
 
 
 class Mamba(nn.Module):
@@ -103,7 +94,7 @@ class Mamba(nn.Module):
 def contenders(
     heads: int, width: int, components: int, chunk_size: int, dtype: torch.dtype, device: str
 ) -> dict[str, nn.Module]:
-    """All of them, by name, for queries, keys and values in `dtype` on `device`; mixtures are float32."""
+    """Return all contenders by name, for queries, keys and values in `dtype` on `device`; mixtures are float32."""
     flash = {"FlashAttention": FlashAttention()} if device == "cuda" and dtype != torch.float32 else {}
     return {
         "GMA": GMA(heads, components, width, chunk_size),

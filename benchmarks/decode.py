@@ -3,8 +3,8 @@ Time per generated token and bytes of what is remembered, at contexts from 1,000
 a GPT-2 of the same size with its key-value cache, linear attention in GMA's network, and a Mamba of about the same
 size, in one run, all with random weights.
 
-    python benchmarks/decode.py                               # two CPU cores, float32
-    python benchmarks/decode.py --device cuda --dtype bfloat16
+    python -m benchmarks.decode                               # two CPU cores, float32
+    python -m benchmarks.decode --device cuda --dtype bfloat16
 
 GMA reads the context in pieces. The time of a step does not depend on what is remembered, so that the others are
 spared the hours that reading would take them. GPT-2's caches are filled with random keys and values: one that grows by
@@ -18,16 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from contenders import EPSILON
-from harness import machine, save, time_side_by_side
 from torch import nn
 from transformers import (
     Cache,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
-    HfArgumentParser,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
@@ -37,7 +33,11 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from gma_hf import GMAConfig, GMAForCausalLM
 from gma_hf.model.attention_gma import GaussianMixtureAttention
-from gma_hf.model.functional_gma import append_ones, read
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .harness import machine, save, time_side_by_side
+from .linear_attention import elu_features, one_token
 
 
 GMA, LINEAR, MAMBA, GROWING, PREALLOCATED = CONTENDERS = (
@@ -101,13 +101,8 @@ class LinearAttention(nn.Module):
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in self.qkv_proj(hidden_states).split(self.widths, dim=-1)
         )
-        extended = append_ones(values)
-        queries, keys = (F.elu(x).to(extended.dtype) + 1 for x in (queries, keys))
-        state = keys.mT @ extended
-        if cache.state is not None:
-            state += cache.state
+        output, state = one_token(elu_features(queries), elu_features(keys), values, cache.state)
         cache.update(state)
-        output = read(queries @ state, EPSILON).to(values.dtype)
         return self.o_proj(output.transpose(1, 2).flatten(2)), None
 
 
@@ -182,9 +177,9 @@ def constancy(args: Arguments, gma: GMAForCausalLM, token: torch.Tensor, caches:
 
 
 @torch.inference_mode()
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     torch.manual_seed(args.seed)
     gma, linear, mamba, gpt2 = gma_model(args), linear_model(args), mamba_model(args), gpt2_model(args)
     tokens = torch.randint(args.vocab_size, (1, max(args.contexts)), device=args.device)
@@ -229,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,7 +3,7 @@ A BERT-style encoder and what `convert_checkpoint` makes of it, side by side in 
 encoding one long text, the shape of MiniLM-L6 by default, with as many learned positions as tokens (random weights:
 neither depends on their values).
 
-    python benchmarks/encoder.py                    # two CPU cores, 512 to 8,192 tokens: about 5 minutes
+    python -m benchmarks.encoder                    # two CPU cores, 512 to 8,192 tokens: about 5 minutes
 """
 
 from collections.abc import Callable
@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from harness import machine, peak_bytes, save, time_side_by_side
-from transformers import BertConfig, BertModel, HfArgumentParser, PreTrainedConfig, PreTrainedModel
+from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 from gma_hf import convert_checkpoint
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .harness import machine, save, time_side_by_side
+from .memory import peak_bytes
 
 
 CONTENDERS = {"source (softmax)": None, "converted, every second layer": "every:2", "converted, all layers": "all"}
@@ -64,9 +68,9 @@ def encode_afresh(model_class: type, config: PreTrainedConfig, device: str, leng
     return encode(model_class(config).eval().to(device), length)
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     models = {name: encoder(args, layers) for name, layers in CONTENDERS.items()}
     seconds, memory = {name: {} for name in models}, {name: {} for name in models}
     for length in args.lengths:
@@ -92,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,12 +1,12 @@
-"""What the benchmarks share: timing side by side, peak memory, the machine in words, tables, JSON and plots."""
+"""What the benchmarks share: timing side by side, the machine in words, tables, JSON and plots."""
 
 import ctypes
 import json
-import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +24,7 @@ Figures = dict[str, dict[int, float]]
 
 
 def machine(device: str) -> str:
-    """The machine and the versions, in one line."""
+    """Return the machine and the versions, in one line."""
     if device == "cuda":
         triton = next(iter(metadata.distributions(name="triton")), None)
         kernels = "without Triton" if triton is None else f"Triton {triton.version}"
@@ -36,15 +36,21 @@ def machine(device: str) -> str:
     return f"{hardware}; torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def keep_freed_memory() -> None:
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """
-    Lets glibc keep what is freed, for all contenders. It gives large tensors back to Linux, and when the next one is
-    written each of its pages is a fault.
+    Let glibc keep what is freed in the block, for all contenders. It gives large tensors back to Linux otherwise, and
+    when the next one is written each of its pages is a fault.
     """
     libc = ctypes.CDLL("libc.so.6")
-    never_map, never_trim = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    libc.mallopt(*never_map)
-    libc.mallopt(*never_trim)
+    map_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    libc.mallopt(map_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:  # what glibc starts with
+        libc.mallopt(map_max, 65536)
+        libc.mallopt(trim_threshold, 128 * 1024)
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:
@@ -61,8 +67,8 @@ def time_side_by_side(
     calls: dict[str, Callable[[], object]], device: str, rounds: int, limit: float
 ) -> dict[str, float]:
     """
-    Median seconds of each call. They take turns, so that whatever else the machine does falls on all of them; what
-    takes longer than `limit` seconds in its first turn is not called again.
+    Return the median seconds of each call. The calls take turns, so that whatever else the machine does falls on all
+    of them; what takes longer than `limit` seconds in its first turn is not called again.
 
     Raises:
         ValueError: for fewer `rounds` than one.
@@ -79,42 +85,8 @@ def time_side_by_side(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _resident(field: str) -> int:
-    """A field of /proc/self/status in bytes: VmRSS, what is resident, or VmHWM, its peak."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
-def _peak_of_process(make_call: Callable[[], Callable[[], object]], pipe) -> None:  # noqa: ANN001
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    make_call()()
-    pipe.send(_resident("VmHWM") - before)
-
-
-def peak_bytes(make_call: Callable[[], Callable[[], object]], device: str) -> int:
-    """
-    Peak memory of making a call with its inputs and calling it once, inputs and gradients included. On a CPU (Linux
-    only) each is measured in a fresh process, so that `make_call` must be picklable.
-    """
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        make_call()()
-        return torch.cuda.max_memory_allocated() - before
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gma_hf", "matplotlib.pyplot", "transformers.models.mamba.modeling_mamba"])
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_peak_of_process, args=(make_call, there))
-    process.start()
-    there.close()
-    peak = here.recv()
-    process.join()
-    return peak
-
-
 def table(title: str, figures: Figures, unit: str) -> str:
-    """Lengths as rows, contenders as columns."""
+    """Return a table with lengths as rows and contenders as columns."""
     lengths = sorted({length for column in figures.values() for length in column})
     lines = [
         f"\n{title} ({unit})",
@@ -130,7 +102,7 @@ def table(title: str, figures: Figures, unit: str) -> str:
 
 
 def plot(path: Path, panels: dict[str, tuple[Figures, str]], caption: str) -> None:
-    """One panel per title, both axes logarithmic: tokens, and the figure in its unit."""
+    """Draw one panel per title, both axes logarithmic: tokens, and the figure in its unit."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
     for axis, (title, (figures, unit)) in zip(axes[0], panels.items()):
         for name, column in figures.items():
@@ -147,7 +119,7 @@ def plot(path: Path, panels: dict[str, tuple[Figures, str]], caption: str) -> No
 
 
 def save(folder: Path, name: str, report: dict, panels: dict[str, tuple[Figures, str]]) -> None:
-    """Prints the tables and writes `name.json` and `name.png`."""
+    """Print the tables and write `name.json` and `name.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     print(report["machine"])
     for title, (figures, unit) in panels.items():

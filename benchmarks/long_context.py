@@ -2,23 +2,25 @@
 A long document, read once: what it costs to keep its state and to go on from it in another process, beside reading it
 again; and a prompt of a million tokens, given to `generate` as it is.
 
-    python benchmarks/long_context.py --text ../shared/data/tinyshakespeare/input.txt
+    python -m benchmarks.long_context --text ../shared/data/tinyshakespeare/input.txt
 """
 
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from harness import machine
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from gma_hf import GMAState
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .harness import machine
+from .memory import in_fresh_process
 
 
 PIECE = 8192
@@ -32,19 +34,18 @@ class Arguments:
     checkpoint: str = field(default="model_cards/gma-shakespeare", metadata={"help": "A causal GMA checkpoint."})
     document: int = field(default=100_000, metadata={"help": "Tokens of the document that is kept."})
     prompt: int = field(default=2**20, metadata={"help": "Tokens of the prompt that `generate` gets."})
-    state: str | None = field(default=None, metadata={"help": "Only go on from this state, and print what came out."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where the JSON goes."})
 
 
 def tokens(args: Arguments, number: int) -> torch.Tensor:
-    """The first tokens of the text, `[1, number]`."""
+    """Return the first tokens of the text, `[1, number]`."""
     ids = AutoTokenizer.from_pretrained(args.checkpoint)(Path(args.text).read_text()[:number], verbose=False)
     ids = torch.tensor([ids["input_ids"]])
     return ids.repeat(1, -(-number // ids.shape[1]))[:, :number]
 
 
 def read(model, ids: torch.Tensor) -> tuple[DynamicCache, torch.Tensor, float]:  # noqa: ANN001
-    """The cache after `ids`, the last logits, and the seconds it took."""
+    """Return the cache after `ids`, the last logits, and the seconds it took."""
     start, cache = time.perf_counter(), DynamicCache(config=model.config)
     for piece in ids.split(PIECE, dim=1):
         logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
@@ -52,29 +53,29 @@ def read(model, ids: torch.Tensor) -> tuple[DynamicCache, torch.Tensor, float]: 
 
 
 @torch.inference_mode()
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def read_on(args: Arguments, state: Path) -> dict[str, float | list[float]]:
+    """Return the logits after the last token of the document, read from a state, and the seconds it took."""
+    model = AutoModelForCausalLM.from_pretrained(args.checkpoint)
+    token, start = tokens(args, args.document + 1)[:, -1:], time.perf_counter()
+    cache = GMAState.load(state).to_cache(model)
+    logits = model(token, past_key_values=cache).logits
+    return {"seconds": time.perf_counter() - start, "logits": logits.flatten().tolist()}
+
+
+@torch.inference_mode()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     model = AutoModelForCausalLM.from_pretrained(args.checkpoint)
     ids = tokens(args, args.document + 1)
-    if args.state is not None:
-        start = time.perf_counter()
-        cache = GMAState.load(args.state).to_cache(model)
-        logits = model(ids[:, -1:], past_key_values=cache).logits
-        print(json.dumps({"seconds": time.perf_counter() - start, "logits": logits.flatten().tolist()}))
-        return
-
     cache, _, seconds = read(model, ids[:, :-1])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "context.safetensors"
         start = time.perf_counter()
         GMAState.from_cache(cache).save(path)
         saving, size = time.perf_counter() - start, path.stat().st_size
-        again = subprocess.run(
-            [sys.executable, *sys.argv, "--state", str(path)], check=True, capture_output=True, text=True
-        )
+        there = in_fresh_process(read_on, args, path)
     here = model(ids[:, -1:], past_key_values=cache).logits.flatten()
-    there = json.loads(again.stdout.splitlines()[-1])
     report = {
         "machine": machine("cpu"),
         "arguments": asdict(args),
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,9 +1,9 @@
 """
 Speed and memory of the mixers alone, causal, side by side in one run: forward, forward and backward, peak memory.
 
-    python benchmarks/mixer.py                       # two CPU cores, float32: about 7 minutes
-    python benchmarks/mixer.py --lengths 512 1024    # a few minutes
-    python benchmarks/mixer.py --device cuda --dtype bfloat16 --batch_size 16 --heads 16 --rounds 7 --limit 0.25 \
+    python -m benchmarks.mixer                       # two CPU cores, float32: about 7 minutes
+    python -m benchmarks.mixer --lengths 512 1024    # a few minutes
+    python -m benchmarks.mixer --device cuda --dtype bfloat16 --batch_size 16 --heads 16 --rounds 7 --limit 0.25 \
         --longest_softmax 65536 --longest_linear 32768
 
 `--floor` also times the matrix products of our forward and backward alone, with the same shapes and nothing else.
@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from contenders import contenders
-from harness import keep_freed_memory, machine, peak_bytes, save, time_side_by_side
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import HfArgumentParser
+
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .contenders import contenders
+from .harness import freed_memory_kept, machine, save, time_side_by_side
+from .memory import peak_bytes
 
 
 SOFTMAX, FLASH, PRODUCTS = "softmax (SDPA)", "FlashAttention", "products of GMA"
@@ -129,12 +133,12 @@ def quotient(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
     return {length: a[length] / b[length] for length in a if length in b}
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+@freed_memory_kept()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     if args.floor and args.device != "cpu":
         raise ValueError(f"`floor` must be False, since kernels of a GPU are not recorded, on {args.device!r}.")
-    keep_freed_memory()
     torch.manual_seed(args.seed)
     longest = {SOFTMAX: args.longest_softmax, FLASH: args.longest_softmax, "linear (elu + 1)": args.longest_linear}
     longest |= {"GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
@@ -183,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,8 +2,8 @@
 A whole 12-layer model with each of the mixers in turn: a training step (forward, loss, backward) and the prefill of a
 prompt, side by side in one run. Everything but the mixer is the same network.
 
-    python benchmarks/model.py                                # two CPU cores, float32: about 15 minutes
-    python benchmarks/model.py --device cuda --dtype bfloat16 --batch_size 8 --lengths 1024 4096 16384
+    python -m benchmarks.model                                # two CPU cores, float32: about 15 minutes
+    python -m benchmarks.model --device cuda --dtype bfloat16 --batch_size 8 --lengths 1024 4096 16384
 """
 
 from collections.abc import Callable
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from contenders import CumsumGMA, Linear, Mamba
-from harness import keep_freed_memory, machine, save, time_side_by_side
 from torch import nn
-from transformers import HfArgumentParser
 
 from gma_hf import GMAConfig, GMAForCausalLM
+from gma_hf.recipes.arguments import parse
+from gma_hf.recipes.running import run
+
+from .contenders import CumsumGMA, Linear, Mamba
+from .harness import freed_memory_kept, machine, save, time_side_by_side
 
 
 @dataclass
@@ -108,10 +110,10 @@ def prefill(network: GMAForCausalLM, tokens: torch.Tensor) -> Callable[[], objec
     return torch.inference_mode()(lambda: network.eval()(tokens, use_cache=False, logits_to_keep=1))
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    keep_freed_memory()
+@freed_memory_kept()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    (args,) = parse((Arguments,), arguments)
     torch.manual_seed(args.seed)
     names = ["GMA", "GMA + conv + gate", "softmax (SDPA)", "linear (elu + 1)", "GMA by cumsum", "Mamba"]
     longest = {"GMA by cumsum": args.longest_cumsum, "Mamba": args.longest_mamba}
@@ -140,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from .conversion import convert_checkpoint
+from .hub.publish import publish
 from .model.configuration_gma import GMAConfig
 from .model.modeling_gma import (
     GMAForCausalLM,
@@ -53,4 +54,5 @@ __all__ = [
     "GMAPreTrainedModel",
     "GMAState",
     "convert_checkpoint",
+    "publish",
 ]

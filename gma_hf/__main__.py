@@ -1,6 +1,6 @@
 """`python -m gma_hf`, the same as `gma-hf`."""
 
-from .cli import app
+from gma_hf_cli import app
 
 
-app(prog_name="gma-hf")
+app()

@@ -1,11 +1,81 @@
-"""What other libraries' errors say, in one sentence."""
+"""Errors as one sentence: what other libraries say, what a missing extra needs, and how a program ends."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without the advice that Transformers adds."""
+REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last is what a shell gives for its own tools
+
+
+class MissingExtra(ImportError):
+    """A library that an extra of gma_hf installs cannot be imported."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the advice that Transformers adds in further lines."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def first_sentence(error: Exception) -> str:
-    """The same, up to its first full stop and without it, to stand within a sentence."""
+def first_sentence(error: BaseException) -> str:
+    """Return what an error says up to its first full stop and without it, to stand within a sentence."""
     return first_line(error).split(". ")[0].rstrip(" .:")
+
+
+def sentence(error: BaseException) -> str:
+    """Return what an error says as one line; of an error of the operating system, without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)!r} cannot be read or written: {error.strerror}."
+    return first_line(error)
+
+
+@contextmanager
+def refusals(program: str = "gma-hf") -> Iterator[None]:
+    """
+    End the process with one sentence where the block raises an error that is due to its input.
+
+    Wrong values, files that cannot be read or written, and libraries that are missing end it as wrong usage does, with
+    the sentence `program: ...` on the standard error and exit status 2; Ctrl-C ends it with 130, and a reader of the
+    output that has left (`| head`) with 141 and no word. Any other error is a fault of the program and keeps its
+    traceback.
+    """
+    try:
+        yield
+        sys.stdout.flush()  # a reader that has left shows here at the latest, and not when the interpreter ends
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except (ValueError, OSError, MissingExtra) as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            # What is left in the buffer would be written to the pipe when the interpreter ends. In tests the standard
+            # output is no file
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(BROKEN_PIPE) from None
+        print(f"{program}: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(REFUSED) from error
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """
+    Import in the block what an extra of gma_hf installs; where that is missing, say how to install it.
+
+    Args:
+        name: the extra, as in `pip install "gma-hf[name]"`.
+        what: what needs it, at the beginning of the sentence: "`gma-hf report`".
+
+    Raises:
+        MissingExtra: if a module that is not ours cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if isinstance(error, MissingExtra) or (error.name or "").partition(".")[0] == __package__:
+            raise
+        raise MissingExtra(
+            f'{what} needs `pip install "gma-hf[{name}]"` (in a checkout: `pip install -e ".[{name}]"`): '
+            f"{first_sentence(error)}."
+        ) from error

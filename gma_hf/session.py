@@ -16,11 +16,15 @@ class TextSession:
         model: a causal language model of Transformers; for a second turn, one that keeps what it reads in a `Cache`.
         tokenizer: its tokenizer.
         cache: what `model` has read already, if anything: the text goes on from there.
+
+    `limit` is how many tokens the model takes, None for any number, and `is_full` whether the text was ended by it.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache | None = None):
         self.model, self.tokenizer, self.cache = model, tokenizer, cache
         self.num_read = 0 if cache is None else int(cache.get_seq_length())
+        self.limit = longest_text(model.config)
+        self.is_full = False
         # The last token that was generated: `generate` stops before the model reads it
         self.unread = torch.empty(1, 0, dtype=torch.long, device=model.device)
 
@@ -32,25 +36,26 @@ class TextSession:
 
         Args:
             text: what is read, joined to what was generated last without anything between.
-            max_new_tokens: how many tokens are generated, unless the model ends sooner.
+            max_new_tokens: how many tokens are generated, unless the model ends sooner or there is no room for more.
             streamer: given to Transformers' `generate`; so are the `choices`, such as `do_sample`.
 
         Returns:
             The tokens that were generated, `[at most max_new_tokens]`.
 
         Raises:
-            ValueError: if there is nothing to read, if it gets longer than the model takes, or for a second turn of
-                a model without a cache. Nothing of this turn has been read then.
+            ValueError: if there is nothing to read or no room for a token after it, for a token that the model does
+                not know, or for a second turn of a model without a cache. Nothing of this turn has been read then.
         """
         new = self._encode(text)
         input_ids = torch.cat([self.unread, new], dim=1)
-        self._check(input_ids.shape[1], max_new_tokens)
+        self._check(input_ids)
+        room = max_new_tokens if self.limit is None else self.limit - self.num_read - input_ids.shape[1]
         output = self.model.generate(
             input_ids,
             # As long as everything that was read: so Transformers tells that `input_ids` is only the end of it
             attention_mask=input_ids.new_ones(1, self.num_read + input_ids.shape[1]),
             past_key_values=self.cache,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             streamer=streamer,
             return_dict_in_generate=True,
             num_beams=1,
@@ -58,7 +63,9 @@ class TextSession:
         )
         self.cache, self.unread = output.past_key_values, output.sequences[:, -1:]
         self.num_read += output.sequences.shape[1] - 1
-        return output.sequences[0, input_ids.shape[1] :]
+        new_tokens = output.sequences[0, input_ids.shape[1] :]
+        self.is_full = len(new_tokens) == room < max_new_tokens
+        return new_tokens
 
     @torch.no_grad()
     def settle(self) -> Cache | None:
@@ -79,18 +86,23 @@ class TextSession:
         ids = self.tokenizer(text, add_special_tokens=is_beginning, verbose=False)["input_ids"]
         return torch.tensor([ids], dtype=torch.long, device=self.model.device)
 
-    def _check(self, num_input: int, max_new_tokens: int) -> None:
+    def _check(self, input_ids: torch.Tensor) -> None:
+        num_input, vocab_size = input_ids.shape[1], self.model.config.get_text_config().vocab_size
         if num_input == 0:
             raise ValueError("There must be at least one token to read, but the text is empty.")
+        if input_ids.max() >= vocab_size:
+            raise ValueError(
+                f"The model knows token ids below {vocab_size}, but its tokenizer makes {int(input_ids.max())} of the "
+                "text."
+            )
         if self.num_read != (0 if self.cache is None else self.cache.get_seq_length()):
             raise ValueError(
                 f"The model must keep what it reads in a cache, but {type(self.model).__name__} does not."
             )
-        total, limit = self.num_read + num_input + max_new_tokens, longest_text(self.model.config)
-        if limit is not None and total > limit:
+        if self.limit is not None and self.num_read + num_input >= self.limit:
             raise ValueError(
-                f"The text may be {limit} tokens long with this model, but it would be {total}: {self.num_read} read "
-                f"before, {num_input} to read now and {max_new_tokens} to generate."
+                f"The text may be {self.limit} tokens long with this model, but with one token to generate it would "
+                f"be {self.num_read + num_input + 1}: {self.num_read} read before and {num_input} to read now."
             )
 
 

@@ -27,7 +27,7 @@ def convert_checkpoint(
     Embeddings, MLPs, norms, head and generation config carry over, and in the layers that stay softmax the attention
     too: with `layers="none"` the model computes what the source computes. In a GMA layer the projections carry over,
     and with `calibration` the mixtures are fitted to the queries and keys that the source makes of it. What such a
-    layer computes is near the source's only after a distillation (`recipes/distill.py`).
+    layer computes is near the source's only after a distillation (`python -m gma_hf.recipes.distill`).
 
     What a GMA model does otherwise than its source:
     - padding counts for nothing: positions count the real tokens of a row (GPT-2, BERT, DistilBERT count its columns

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..errors import first_sentence
+from ..hub.find import check_checkpoint
 from .families import FAMILIES
 
 
@@ -21,7 +22,7 @@ IF_THERE = {
 
 def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     """
-    The model with the head that its checkpoint names.
+    Return the model with the head that its checkpoint names.
 
     Raises:
         ValueError: if there is no such checkpoint, its architecture is not supported, or weights are missing.
@@ -29,8 +30,7 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     if isinstance(source, PreTrainedModel):
         return source
     name = str(source)
-    if (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1) and not Path(name).is_dir():
-        raise ValueError(f"`source` must be the folder or Hub name of a checkpoint, but there is no folder {name!r}.")
+    check_checkpoint(name, "`source`")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
 
 def open_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """
-    The tokenizer of a source, or None where it has no files of one.
+    Return the tokenizer of a source, or None where it has no files of one.
 
     Raises:
         ValueError: if they cannot be read.

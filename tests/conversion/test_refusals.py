@@ -33,7 +33,7 @@ def test_architectures_that_are_not_supported(make_source, tmp_path):
 
 
 def test_sources_that_cannot_be_opened(tmp_path, make_source):
-    refused("`source` must be the folder or Hub name of a checkpoint, but there is no folder", tmp_path / "nothing")
+    refused("`source` is '.*nothing', but there is no such folder", tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     refused("`source` must be the folder or Hub name of a checkpoint, but .* cannot be opened", tmp_path / "empty")
     make_source("bert", "BertForMaskedLM").save_pretrained(tmp_path)

@@ -1,6 +1,5 @@
 """The classifier as its user trains it: from scratch, resumed, fine-tuned, as bytes, on ListOps, evaluated again."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from gma_hf.recipes import classify, evaluate_checkpoint
 
-RECIPE = "classify"
+
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
 MODEL |= {"conv_kernel_size": 3, "hidden_dropout_prob": 0.0}
 SPEAKERS = Path(__file__).parents[1] / "data" / "shakespeare.txt"
@@ -37,68 +37,70 @@ def arguments(files, output, *more):
 SCRATCH = ["--train_tokenizer", 260, "--model_config", json.dumps(MODEL)]
 
 
-def test_learns_resumes_and_is_evaluated_alike(recipe, files, tmp_path):
+def test_learns_resumes_and_is_evaluated_alike(files, tmp_path):
     folder = tmp_path / "run"
-    recipe.main(arguments(files, folder, *SCRATCH, "--max_steps", 20))
-    metrics = recipe.main(arguments(files, folder, *SCRATCH, "--max_steps", 60))
+    classify.main(arguments(files, folder, *SCRATCH, "--max_steps", 20))
+    metrics = classify.main(arguments(files, folder, *SCRATCH, "--max_steps", 60))
     assert json.loads((folder / "checkpoint-60" / "trainer_state.json").read_text())["global_step"] == 60
     assert metrics["eval_accuracy"] > 0.95
     assert json.loads((folder / "test_results.json").read_text())["eval_accuracy"] == metrics["eval_accuracy"]
 
-    again = importlib.import_module("evaluate_checkpoint")
     given = ["--checkpoint", folder, "--test_file", files / "test.tsv", "--max_length", 48]
     given += ["--text_column", "sentence", "--label_column", "speaker", "--output_file", tmp_path / "metrics.json"]
-    evaluated = again.main([str(argument) for argument in given])
+    evaluated = evaluate_checkpoint.main([str(argument) for argument in given])
     assert evaluated["accuracy"] == pytest.approx(metrics["eval_accuracy"])
     assert json.loads((tmp_path / "metrics.json").read_text()) == evaluated
 
-    classify = pipeline("text-classification", str(folder), device="cpu")
-    assert [x["label"] for x in classify(["MENENIUS:", "You are all resolved rather to die than to famish?"])] == [
+    named = pipeline("text-classification", str(folder), device="cpu")
+    assert [x["label"] for x in named(["MENENIUS:", "You are all resolved rather to die than to famish?"])] == [
         "LABEL_1",
         "LABEL_0",
     ]
 
     tuned = arguments(files, tmp_path / "tuned", "--model_name_or_path", folder, "--max_steps", 10)
     tuned += ["--model_config", '{"classifier_pooling": "mean"}']
-    assert recipe.main(tuned)["eval_accuracy"] > 0.95
+    assert classify.main(tuned)["eval_accuracy"] > 0.95
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["classifier_pooling"] == "mean"
 
 
-def test_classes_with_names(recipe, files, tmp_path):
+def test_classes_with_names(files, tmp_path):
     """Names in the label column are those that the pipeline gives, whatever the order of the rows."""
     for split in ("train", "valid", "test"):
         rows = [line.split("\t") for line in (files / f"{split}.tsv").read_text().splitlines()]
-        named = [[*row[:2], {"0": "text", "1": "name"}.get(row[2], row[2])] for row in rows]
-        (tmp_path / f"{split}.tsv").write_text("\n".join("\t".join(row) for row in named) + "\n")
-    metrics = recipe.main(arguments(tmp_path, tmp_path / "run", *SCRATCH, "--max_steps", 60))
+        renamed = [[*row[:2], {"0": "text", "1": "name"}.get(row[2], row[2])] for row in rows]
+        (tmp_path / f"{split}.tsv").write_text("\n".join("\t".join(row) for row in renamed) + "\n")
+    metrics = classify.main(arguments(tmp_path, tmp_path / "run", *SCRATCH, "--max_steps", 60))
     assert metrics["eval_accuracy"] > 0.9
-    classify = pipeline("text-classification", str(tmp_path / "run"), device="cpu")
-    assert classify("MENENIUS:")[0]["label"] == "name"
+    named = pipeline("text-classification", str(tmp_path / "run"), device="cpu")
+    assert named("MENENIUS:")[0]["label"] == "name"
 
     given = ["--checkpoint", tmp_path / "run", "--test_file", tmp_path / "test.tsv", "--max_length", 48]
     given += ["--text_column", "sentence", "--label_column", "speaker"]
-    evaluated = importlib.import_module("evaluate_checkpoint").main([str(argument) for argument in given])
+    evaluated = evaluate_checkpoint.main([str(argument) for argument in given])
     assert evaluated["accuracy"] == pytest.approx(metrics["eval_accuracy"])
 
 
-def test_bytes_and_early_stopping(recipe, files, tmp_path):
+def test_bytes_and_early_stopping(files, tmp_path, capsys):
     """A rate of zero cannot get better, so that it stops after the second evaluation; 260 entries are the bytes."""
     stopping = ["--early_stopping_patience", 1, "--load_best_model_at_end", True, "--eval_strategy", "steps"]
     stopping += ["--eval_steps", 2, "--save_steps", 2, "--learning_rate", 1e-30, "--max_steps", 20]
-    recipe.main(arguments(files, tmp_path / "run", *SCRATCH, *stopping))
+    classify.main(arguments(files, tmp_path / "run", *SCRATCH, *stopping))
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["global_step"] == 4 and not (tmp_path / "run" / "checkpoint-6").exists()
+    classify.main(arguments(files, tmp_path / "run", *SCRATCH, *stopping))
+    assert "is finished: 4 of the 20 steps of `max_steps`, stopped early" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoint-6").exists()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     tokens = tokenizer("naïve")["input_ids"]
     assert len(tokens) == 1 + len("naïve".encode()) and tokens[0] == tokenizer.cls_token_id
     assert len(tokenizer) == 260
 
 
-def test_listops_is_made_on_the_spot(recipe, tmp_path):
+def test_listops_is_made_on_the_spot(tmp_path):
     made = ["--listops", 4, 20, "--train_examples", 50, "--validation_examples", 20, "--test_examples", 30]
     made += ["--model_config", json.dumps(MODEL), "--max_steps", 2, "--output_dir", tmp_path / "run"]
     made += ["--report_to", "none", "--use_cpu", True, "--max_length", 21]
-    right = 30 * recipe.main([str(argument) for argument in made])["eval_accuracy"]
+    right = 30 * classify.main([str(argument) for argument in made])["eval_accuracy"]
     assert right == pytest.approx(round(right))  # of the 30 of the test split
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
@@ -118,7 +120,7 @@ def test_listops_is_made_on_the_spot(recipe, tmp_path):
         (["--test_file", "no/such/file"], "`test_file` must be files, but 'no/such/file' is not a file"),
     ],
 )
-def test_wrong_input_is_refused_in_a_sentence(recipe, files, tmp_path, wrong, sentence):
+def test_wrong_input_is_refused_in_a_sentence(files, tmp_path, wrong, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        recipe.main(arguments(files, tmp_path / "run", *SCRATCH, "--max_steps", 1, *wrong))
+        classify.main(arguments(files, tmp_path / "run", *SCRATCH, "--max_steps", 1, *wrong))
     assert not (tmp_path / "run").exists()

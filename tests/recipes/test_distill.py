@@ -23,8 +23,9 @@ from transformers import (
     set_seed,
 )
 
+from gma_hf.recipes import distill
 
-RECIPE = "distill"
+
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -71,9 +72,9 @@ NEARNESS = {"causal": "divergence", "masked": "divergence", "embedding": "cosine
 
 
 @pytest.mark.parametrize("kind", AUTO)
-def test_each_stage_brings_the_model_nearer(recipe, tmp_path, kind):
+def test_each_stage_brings_the_model_nearer(tmp_path, kind):
     source = make_source(kind, tmp_path / "source")
-    rows = recipe.main(arguments(source, tmp_path / "out"))
+    rows = distill.main(arguments(source, tmp_path / "out"))
     assert [row["model"] for row in rows] == ["source", "converted", "after stage 1", "after stage 2"]
     values = [row[NEARNESS[kind]] for row in rows]
     if kind == "embedding":
@@ -96,46 +97,46 @@ def test_each_stage_brings_the_model_nearer(recipe, tmp_path, kind):
     AutoTokenizer.from_pretrained(tmp_path / "out")
 
 
-def test_stages_resume_and_ended_ones_are_kept(recipe, tmp_path):
+def test_stages_resume_and_ended_ones_are_kept(tmp_path):
     source = make_source("causal", tmp_path / "source")
-    whole = recipe.main(arguments(source, tmp_path / "whole"))
+    whole = distill.main(arguments(source, tmp_path / "whole"))
     cut = tmp_path / "cut"
-    recipe.main(arguments(source, cut))
+    distill.main(arguments(source, cut))
     (cut / "stage2" / "train_results.json").unlink()  # as if it had been interrupted after step 6
     shutil.rmtree(cut / "stage2" / "checkpoint-12")
     first_stage = (cut / "stage1" / "model.safetensors").stat().st_mtime_ns
-    for resumed, expected in zip(recipe.main(arguments(source, cut)), whole, strict=True):
+    for resumed, expected in zip(distill.main(arguments(source, cut)), whole, strict=True):
         assert resumed["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-3)
     assert (cut / "stage1" / "model.safetensors").stat().st_mtime_ns == first_stage
 
 
-def test_two_processes_as_one(recipe, run_python, tmp_path):
+def test_two_processes_as_one(run_python, tmp_path):
     """The same examples per step, shared by two processes: the same figures, and one set of files."""
     source = make_source("causal", tmp_path / "source")
     steps = ["--stage1_steps", 3, "--max_steps", 3]
-    one = recipe.main(arguments(source, tmp_path / "one", *steps, "--per_device_train_batch_size", 4))
+    one = distill.main(arguments(source, tmp_path / "one", *steps, "--per_device_train_batch_size", 4))
     two = arguments(source, tmp_path / "two", *steps, "--per_device_train_batch_size", 2)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    run_python(*launch, ROOT / "recipes" / "distill.py", *two)
+    run_python(*launch, "-m", "gma_hf.recipes.distill", *two)
     rows = json.loads((tmp_path / "two" / "distillation.json").read_text())["rows"]
     for together, alone in zip(rows, one, strict=True):
         assert together["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-3)
     assert (tmp_path / "two" / "README.md").exists()
 
 
-def test_another_run_is_not_gone_on_with(recipe, tmp_path):
+def test_another_run_is_not_gone_on_with(tmp_path):
     source = make_source("causal", tmp_path / "source")
-    recipe.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 1))
+    distill.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 1))
     with pytest.raises(ValueError, match="`max_steps` must be as it was when the run in .* began, 1, but it is 2"):
-        recipe.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 2))
+        distill.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 2))
     for name, value in [("eval_strategy", "epoch"), ("activation_checkpointing", True)]:
         with pytest.raises(ValueError, match=f"`{name}` must be left off"):
-            recipe.main(arguments(source, tmp_path / "other", f"--{name}", value))
+            distill.main(arguments(source, tmp_path / "other", f"--{name}", value))
 
 
-def test_half_precision_is_measured_too(recipe, tmp_path):
+def test_half_precision_is_measured_too(tmp_path):
     source = make_source("embedding", tmp_path / "source")
-    rows = recipe.main(arguments(source, tmp_path / "out", "--half", True))
+    rows = distill.main(arguments(source, tmp_path / "out", "--half", True))
     assert rows[-1]["model"] == "weights in half precision"
     assert rows[-1]["cosine"] == pytest.approx(rows[-2]["cosine"], abs=1e-2)
     model = AutoModel.from_pretrained(tmp_path / "out")
@@ -146,11 +147,11 @@ def test_half_precision_is_measured_too(recipe, tmp_path):
     assert all(torch.equal(tensor.float(), saved[name].float()) for name, tensor in model.state_dict().items())
 
 
-def test_what_is_frozen_stays_as_it_was(recipe, tmp_path):
+def test_what_is_frozen_stays_as_it_was(tmp_path):
     source = make_source("causal", tmp_path / "source")
-    recipe.main(arguments(source, tmp_path / "out", "--layers", "1", "--max_steps", 1))
+    distill.main(arguments(source, tmp_path / "out", "--layers", "1", "--max_steps", 1))
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "stage1").state_dict()
-    exact = recipe.convert_checkpoint(source, layers="none").state_dict()
+    exact = distill.convert_checkpoint(source, layers="none").state_dict()
     for name, tensor in exact.items():
         if not name.startswith("model.layers.1.attention."):
             assert torch.equal(tensor, trained[name]), name
@@ -158,17 +159,17 @@ def test_what_is_frozen_stays_as_it_was(recipe, tmp_path):
     assert not torch.equal(exact[name], trained[name])
 
 
-def test_wrong_input_is_refused(recipe, tmp_path):
+def test_wrong_input_is_refused(tmp_path):
     source = make_source("classifier", tmp_path / "source")
     with pytest.raises(ValueError, match="`source` must be a language model.*GMAForSequenceClassification"):
-        recipe.main(arguments(source, tmp_path / "out"))
+        distill.main(arguments(source, tmp_path / "out"))
     source = make_source("causal", tmp_path / "other")
     with pytest.raises(ValueError, match="`source_weight` must be from 0 to 1, but it is 2.0"):
-        recipe.main(arguments(source, tmp_path / "out", "--source_weight", 2))
+        distill.main(arguments(source, tmp_path / "out", "--source_weight", 2))
     with pytest.raises(ValueError, match="`block_size` must be at most the source's number of positions, 64"):
-        recipe.main(arguments(source, tmp_path / "out", "--block_size", 65))
+        distill.main(arguments(source, tmp_path / "out", "--block_size", 65))
     with pytest.raises(ValueError, match="`train_file`"):
-        recipe.main(arguments(source, tmp_path / "out", "--train_file", tmp_path / "none.txt"))
+        distill.main(arguments(source, tmp_path / "out", "--train_file", tmp_path / "none.txt"))
     with pytest.raises(ValueError, match="`layers` must"):
-        recipe.main(arguments(source, tmp_path / "out", "--layers", "none"))
+        distill.main(arguments(source, tmp_path / "out", "--layers", "none"))
     assert not (tmp_path / "out").exists()

@@ -2,8 +2,7 @@
 
 import pytest
 
-
-RECIPE = "listops"
+from gma_hf.recipes import listops
 
 
 def value(symbols):
@@ -24,30 +23,30 @@ def value(symbols):
     return result
 
 
-def test_values_lengths_and_seeds(recipe):
-    splits = recipe.make_listops({"train": 200, "test": 100}, 10, 60, seed=0)
+def test_values_lengths_and_seeds():
+    splits = listops.make_listops({"train": 200, "test": 100}, 10, 60, seed=0)
     assert {split: len(of) for split, of in splits.items()} == {"train": 200, "test": 100}
     texts = [*splits["train"]["text"], *splits["test"]["text"]]
     symbols = [text.split() for text in texts]
     assert all(10 <= len(x) <= 60 for x in symbols)
-    assert {symbol for x in symbols for symbol in x} == set(recipe.SYMBOLS)
+    assert {symbol for x in symbols for symbol in x} == set(listops.SYMBOLS)
     assert [value(x) for x in symbols] == [*splits["train"]["label"], *splits["test"]["label"]]
-    assert recipe.make_listops({"train": 200, "test": 100}, 10, 60, seed=0)["test"]["text"] == splits["test"]["text"]
-    assert recipe.make_listops({"train": 200}, 10, 60, seed=1)["train"]["text"] != splits["train"]["text"]
+    assert listops.make_listops({"train": 200, "test": 100}, 10, 60, seed=0)["test"]["text"] == splits["test"]["text"]
+    assert listops.make_listops({"train": 200}, 10, 60, seed=1)["train"]["text"] != splits["train"]["text"]
 
 
-def test_no_example_is_in_two_splits(recipe):
-    splits = recipe.make_listops({"train": 150, "test": 150}, 4, 4, seed=0)  # of 400 that there are
+def test_no_example_is_in_two_splits():
+    splits = listops.make_listops({"train": 150, "test": 150}, 4, 4, seed=0)  # of 400 that there are
     assert len({*splits["train"]["text"], *splits["test"]["text"]}) == 300
 
 
-def test_the_example_of_the_paper(recipe):
+def test_the_example_of_the_paper():
     assert value(["[MAX", "4", "3", "[MIN", "2", "3", "]", "1", "0", "[MED", "1", "5", "8", "9", "2", "]", "]"]) == 5
-    assert recipe.OPERATORS["[MED"]([1, 2, 5, 8]) == 3  # rounded down
+    assert listops.OPERATORS["[MED"]([1, 2, 5, 8]) == 3  # rounded down
 
 
-def test_impossible_lengths_are_refused(recipe):
+def test_impossible_lengths_are_refused():
     with pytest.raises(ValueError, match="`listops` must be two lengths, .* but it is 9 5"):
-        recipe.make_listops({"train": 1}, 9, 5, seed=0)
+        listops.make_listops({"train": 1}, 9, 5, seed=0)
     with pytest.raises(ValueError, match="`listops` must be lengths of at least 500 expressions, but 4 to 4 gave 400"):
-        recipe.make_listops({"train": 500}, 4, 4, seed=0)
+        listops.make_listops({"train": 500}, 4, 4, seed=0)

@@ -10,12 +10,12 @@ import torch.distributed.checkpoint as dcp
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM
 
-from gma_hf import GMAForCausalLM
+from gma_hf import GMAForCausalLM, recipes
+from gma_hf.recipes import train_clm
 
 
-RECIPE = "train_clm"
-ROOT = Path(__file__).parents[2]
-TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
+TEXT = Path(__file__).parents[1] / "data" / "shakespeare.txt"
+CONFIGS = Path(recipes.__path__[0]) / "accelerate"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
 MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
@@ -26,16 +26,17 @@ def losses_of(folder):
     return [log["loss"] for log in state["log_history"] if "loss" in log]
 
 
-def test_copies_in_two_processes(recipe, run_python, tmp_path):
-    """DDP through the recipe."""
+def test_copies_in_two_processes(run_python, tmp_path):
+    """DDP through the train_clm."""
     common = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL), "--use_cpu", True]
     common += ["--block_size", 64, "--learning_rate", 1e-2, "--report_to", "none", "--seed", 0, "--logging_steps", 1]
     common += ["--save_strategy", "steps", "--save_steps", 4, "--max_steps", 4]
     one = [*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 8]
-    alone = recipe.main([str(argument) for argument in one])
+    alone = train_clm.main([str(argument) for argument in one])
     run_python(
         *LAUNCH,
-        ROOT / "recipes" / "train_clm.py",
+        "-m",
+        "gma_hf.recipes.train_clm",
         *common,
         "--output_dir",
         tmp_path / "two",
@@ -73,7 +74,7 @@ def test_shards_in_two_processes(run_python, tmp_path):
 
 @pytest.mark.parametrize("name", ["one_gpu", "ddp", "fsdp2", "zero3"])
 def test_accelerate_reads_its_configs(name):
-    config = load_config_from_file(str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"))
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     sharded = name in ("fsdp2", "zero3")  # whose mixed precision is in the weights, not in autocast
     assert config.mixed_precision == ("no" if sharded else "bf16") and config.num_processes in (1, 8)
     if name == "fsdp2":

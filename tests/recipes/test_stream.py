@@ -1,14 +1,14 @@
 """The recipe as its user runs it: pieces come while the model still writes, and together are what it wrote."""
 
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gma_hf.recipes import stream
 
-RECIPE = "stream"
+
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
 
@@ -18,7 +18,7 @@ def opened():
     return AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
 
 
-def test_pieces_come_while_the_model_writes(recipe, opened):
+def test_pieces_come_while_the_model_writes(opened):
     model, tokenizer = opened
     inputs = tokenizer("ROMEO:\n", return_tensors="pt")
     expected = tokenizer.decode(model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, 7:])
@@ -32,7 +32,7 @@ def test_pieces_come_while_the_model_writes(recipe, opened):
 
     handle = model.register_forward_pre_hook(wait)
     pieces = []
-    for piece in recipe.stream(model, tokenizer, "ROMEO:\n", max_new_tokens=60, do_sample=False):
+    for piece in stream.stream(model, tokenizer, "ROMEO:\n", max_new_tokens=60, do_sample=False):
         pieces.append(piece)
         if piece:
             has_come.set()
@@ -41,12 +41,11 @@ def test_pieces_come_while_the_model_writes(recipe, opened):
     assert "".join(pieces) == expected
 
 
-def test_an_error_of_the_thread_comes_out(recipe, opened):
+def test_an_error_of_the_thread_comes_out(opened):
     with pytest.raises(ValueError, match="`max_new_tokens` must be greater than 0"):
-        list(recipe.stream(*opened, "ROMEO:\n", max_new_tokens=-1))
+        list(stream.stream(*opened, "ROMEO:\n", max_new_tokens=-1))
 
 
-def test_command(recipe, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["stream.py", "--prompt", "JULIET:\n", "--max_new_tokens", "20"])
-    recipe.main()
+def test_command(capsys):
+    stream.main(["--prompt", "JULIET:\n", "--max_new_tokens", "20"])
     assert len(capsys.readouterr().out) == 21

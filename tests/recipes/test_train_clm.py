@@ -1,15 +1,19 @@
 """The recipe as its user runs it: a short training on the text sample, saved, resumed, fine-tuned and evaluated."""
 
 import json
+import logging
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gma_hf.recipes import train_clm
 
-RECIPE = "train_clm"
+
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tests" / "data" / "shakespeare.txt"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
@@ -25,7 +29,7 @@ def arguments(output, *more):
 SCRATCH = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL)]
 
 
-def test_a_data_set_by_its_name(recipe, tmp_path):
+def test_a_data_set_by_its_name(tmp_path):
     """Loaded as from the Hub, from a folder: its own validation split is what is evaluated."""
     text = TEXT.read_text(encoding="utf-8")
     losses = []
@@ -35,19 +39,36 @@ def test_a_data_set_by_its_name(recipe, tmp_path):
         (folder / "train.txt").write_text(text[:20_000], encoding="utf-8")
         (folder / "validation.txt").write_text(validation, encoding="utf-8")
         data = ["--dataset_name", folder, *SCRATCH[2:], "--max_steps", 5]
-        losses.append(recipe.main(arguments(tmp_path / f"{name} run", *data))["eval_loss"])
+        losses.append(train_clm.main(arguments(tmp_path / f"{name} run", *data))["eval_loss"])
     assert losses[0] < losses[1]
 
 
-def test_trains_resumes_and_fine_tunes(recipe, tmp_path):
-    first = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 10))
-    resumed = recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def transformers_log():
+    """What Transformers logs as a warning, line by line."""
+    lines, logger = [], logging.getLogger("transformers")
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def test_trains_resumes_and_fine_tunes(tmp_path, capsys, transformers_log):
+    first = train_clm.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 10))
+    resumed = train_clm.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
     state = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())
     assert state["global_step"] == 20
-    with pytest.raises(
-        ValueError, match="`max_steps` must be above 20 to go on from '.*checkpoint-20', but it is 20."
-    ):
-        recipe.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20))
+    assert f"Resuming from '{tmp_path}/run/checkpoint-10': 10 of the 20 steps" in capsys.readouterr().out
+    assert not [line for line in transformers_log if "missing keys" in line]  # the head is tied to the embedding
+    before = files_of(tmp_path / "run")
+    assert train_clm.main(arguments(tmp_path / "run", *SCRATCH, "--max_steps", 20)) == resumed
+    assert f"The run in '{tmp_path}/run' is finished: 20 of the 20 steps" in capsys.readouterr().out
+    assert files_of(tmp_path / "run") == before
     assert not (tmp_path / "run" / "checkpoint-21").exists()
     assert resumed["eval_loss"] < first["eval_loss"] < torch.log(torch.tensor(257.0))
     assert resumed["perplexity"] == pytest.approx(torch.tensor(resumed["eval_loss"]).exp().item(), rel=1e-4)
@@ -59,15 +80,36 @@ def test_trains_resumes_and_fine_tunes(recipe, tmp_path):
     assert model.generate(**inputs, max_new_tokens=5, min_new_tokens=5).shape[1] == len("First Citizen:\n") + 5
 
     tuning = ["--train_file", TEXT, "--model_name_or_path", tmp_path / "run", "--max_steps", 10]
-    tuned = recipe.main(arguments(tmp_path / "tuned", *tuning))
+    tuned = train_clm.main(arguments(tmp_path / "tuned", *tuning))
     assert tuned["eval_loss"] < first["eval_loss"]
 
 
-def test_takes_another_architecture(recipe, tmp_path):
+def test_what_was_interrupted_is_taken_up(tmp_path, capsys):
+    """While a checkpoint was saved, and between the last checkpoint and the end."""
+    folder = tmp_path / "run"
+    whole = train_clm.main(arguments(folder, *SCRATCH, "--max_steps", 4, "--save_steps", 2))
+    weights = load_file(folder / "model.safetensors")
+    for name in ("eval_results.json", "model.safetensors", "checkpoint-4/trainer_state.json"):
+        (folder / name).unlink()
+    again = train_clm.main(arguments(folder, *SCRATCH, "--max_steps", 4, "--save_steps", 2))
+    assert "checkpoint-2': 2 of the 4 steps" in capsys.readouterr().out
+    assert again["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
+
+    shutil.rmtree(folder / "checkpoint-2")
+    (folder / "eval_results.json").unlink()
+    last = train_clm.main(arguments(folder, *SCRATCH, "--max_steps", 4, "--save_steps", 2))
+    assert "is finished: 4 of the 4 steps" in capsys.readouterr().out
+    assert last["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        assert torch.allclose(weight, weights[name], atol=1e-6), name
+    assert json.loads((folder / "config.json").read_text())["use_cache"]
+
+
+def test_takes_another_architecture(tmp_path):
     gpt2 = json.dumps({"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64})
     files = ["--train_file", TEXT, "--validation_file", TEXT, "--train_tokenizer", 300]
     choices = ["--model_type", "gpt2", "--model_config", gpt2, "--max_steps", 2]
-    recipe.main(arguments(tmp_path / "gpt2", *files, *choices))
+    train_clm.main(arguments(tmp_path / "gpt2", *files, *choices))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2").config.model_type == "gpt2"
 
 
@@ -89,7 +131,7 @@ def test_takes_another_architecture(recipe, tmp_path):
         (["--train_file", TEXT, "--train_tokenizer", 10], "`train_tokenizer` must be at least 257"),
     ],
 )
-def test_wrong_input_is_refused_in_a_sentence(recipe, tmp_path, wrong, sentence):
+def test_wrong_input_is_refused_in_a_sentence(tmp_path, wrong, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        recipe.main(arguments(tmp_path / "run", *wrong))
+        train_clm.main(arguments(tmp_path / "run", *wrong))
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,5 @@
 """A masked language model as its user trains it, and evaluates it again."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -8,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
+from gma_hf.recipes import evaluate_checkpoint, texts, tokenizing, train_mlm
+from gma_hf.recipes.arguments import ModelArguments
 
-RECIPE = "train_mlm"
+
 TEXT = Path(__file__).parents[1] / "data" / "shakespeare.txt"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
 MODEL |= {"conv_kernel_size": 3, "hidden_dropout_prob": 0.0}
@@ -22,19 +23,17 @@ def arguments(output, *more):
     return [str(argument) for argument in (*common, *more)]
 
 
-def test_learns_resumes_and_is_evaluated_alike(recipe, tmp_path):
+def test_learns_resumes_and_is_evaluated_alike(tmp_path):
     folder = tmp_path / "run"
-    first = recipe.main(arguments(folder, "--max_steps", 15))
-    metrics = recipe.main(arguments(folder, "--max_steps", 30))
+    first = train_mlm.main(arguments(folder, "--max_steps", 15))
+    metrics = train_mlm.main(arguments(folder, "--max_steps", 30))
     assert metrics["eval_loss"] < first["eval_loss"] < torch.log(torch.tensor(300.0))
     assert 0.01 < metrics["eval_accuracy"] < 1
 
-    evaluation = importlib.import_module("evaluate_checkpoint")
-    texts = importlib.import_module("texts")
     validation = texts.load_text(texts.DataArguments(train_file=[str(TEXT)]))["validation"]
     (tmp_path / "validation.txt").write_text("".join(validation["text"]))
     given = ["--checkpoint", folder, "--test_file", tmp_path / "validation.txt", "--block_size", 64, "--seed", 0]
-    evaluated = evaluation.main([str(argument) for argument in given])
+    evaluated = evaluate_checkpoint.main([str(argument) for argument in given])
     assert evaluated["accuracy"] == pytest.approx(metrics["eval_accuracy"])
     # Trainer takes the mean over its batches, the recipe the one over the tokens
     assert evaluated["loss"] == pytest.approx(metrics["eval_loss"], rel=0.02)
@@ -44,18 +43,16 @@ def test_learns_resumes_and_is_evaluated_alike(recipe, tmp_path):
     assert len(found) == 5
 
 
-def test_validation_is_masked_once_and_training_anew(recipe, tmp_path):
-    tokenizing = importlib.import_module("tokenizing")
-    arguments = importlib.import_module("arguments")
-    tokenizer = tokenizing.load_encoder_tokenizer(arguments.ModelArguments(train_tokenizer=260), [])
-    blocks = recipe.Dataset.from_list([{"input_ids": list(range(10, 74))}] * 8)
-    once, again = (recipe.masked_once(blocks, tokenizer, 0.3, seed) for seed in (0, 0))
-    other = recipe.masked_once(blocks, tokenizer, 0.3, 1)
+def test_validation_is_masked_once_and_training_anew(tmp_path):
+    tokenizer = tokenizing.load_encoder_tokenizer(ModelArguments(train_tokenizer=260), [])
+    blocks = train_mlm.Dataset.from_list([{"input_ids": list(range(10, 74))}] * 8)
+    once, again = (train_mlm.masked_once(blocks, tokenizer, 0.3, seed) for seed in (0, 0))
+    other = train_mlm.masked_once(blocks, tokenizer, 0.3, 1)
     assert once["input_ids"] == again["input_ids"] != other["input_ids"]
     labels = torch.tensor(once["labels"])
     assert (labels != -100).float().mean() == pytest.approx(0.3, abs=0.08)
     assert torch.equal(labels[labels != -100], torch.tensor(blocks["input_ids"])[labels != -100])
-    collator = recipe.MaskingCollator(tokenizer, 0.3)
+    collator = train_mlm.MaskingCollator(tokenizer, 0.3)
     first, second = (collator([{"input_ids": list(range(10, 74))}])["input_ids"] for _ in range(2))
     assert not torch.equal(first, second)
     assert torch.equal(collator([once[0]])["input_ids"][0], torch.tensor(once[0]["input_ids"]))

@@ -1,0 +1,56 @@
+"""`gma-hf convert`: a GMA model of a GPT-2- or BERT-style checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder or Hub name of a GPT-2, BERT, RoBERTa or DistilBERT model.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the GMA model to; it must not exist.")],
+    layers: Annotated[
+        str, typer.Option(help="Layers that become GMA: all, none, every:N, or indices as in 0,2,4.")
+    ] = "all",
+    num_components: Annotated[int, typer.Option(min=1, help="K, the Gaussian components of each head.")] = 64,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Text file, one text per line, that the components are fitted to."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder at OUT.")] = False,
+) -> None:
+    """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer if it has one."""
+    from ..conversion import convert_checkpoint
+    from ..conversion.source import open_tokenizer
+    from ..files import whole_folder
+    from ..texts import read_text
+    from .opening import check_output
+
+    check_output("OUT", out, force, is_folder=True)
+    texts = None
+    if calibration is not None:
+        texts = [line for line in read_text(calibration, "--calibration").splitlines() if line.strip()]
+    model = convert_checkpoint(source, layers=layers, num_components=num_components, calibration=texts)
+    tokenizer = open_tokenizer(source)
+    with whole_folder(out, replace=force) as written:
+        model.save_pretrained(written)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(written)
+    without = ", without a tokenizer, since SOURCE has none" if tokenizer is None else ""
+    typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}{without}.")
+    if "gma" in model.config.layer_types:
+        typer.echo(f"gma-hf: {advice(texts is not None)}", err=True)
+
+
+def advice(is_calibrated: bool) -> str:
+    """Return what comes after a conversion that has replaced layers."""
+    if is_calibrated:
+        return "the new layers are near the source's only after a distillation: `gma-hf distill` comes next."
+    return (
+        "without --calibration the components start at random places, much farther from the source than if they are "
+        "fitted to a text; `gma-hf distill`, which fits them too, comes next."
+    )

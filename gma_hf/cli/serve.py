@@ -1,0 +1,40 @@
+"""`gma-hf serve`: the HTTP server of Transformers, for GMA models."""
+
+import typer
+
+from ..errors import MissingExtra, first_sentence
+
+
+def serve(context: typer.Context) -> None:
+    """Answer over HTTP: `transformers serve`, with all its arguments, which finds GMA models then."""
+    import transformers
+    from transformers.utils.import_utils import is_serve_available
+
+    from ..model.modeling_gma import GMAForCausalLM
+
+    if context.args and not context.args[0].startswith("-"):
+        check_served(context.args[0])
+    if not is_serve_available() and "--help" not in context.args:
+        raise MissingExtra(
+            '`gma-hf serve` needs `pip install "gma-hf[serve]"` (in a checkout: `pip install -e ".[serve]"`).'
+        )
+    from transformers.cli.transformers import app as commands
+
+    # It looks for the class of a checkpoint nowhere but there
+    transformers.GMAForCausalLM = GMAForCausalLM
+    commands(["serve", *context.args], prog_name="gma-hf")
+
+
+def check_served(checkpoint: str) -> None:
+    """Refuse what cannot be served as a GMA model, before a server starts."""
+    from transformers import AutoConfig
+
+    from ..hub.find import check_checkpoint
+
+    check_checkpoint(checkpoint)
+    try:
+        architectures = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).architectures or ["none"]
+    except Exception as error:
+        raise ValueError(f"CHECKPOINT {checkpoint!r} cannot be opened: {first_sentence(error)}.") from error
+    if architectures != ["GMAForCausalLM"]:
+        raise ValueError(f"CHECKPOINT must be a GMAForCausalLM, but {checkpoint!r} is a {', '.join(architectures)}.")

@@ -1,0 +1,53 @@
+"""Whether there is a checkpoint of a name: a folder, or a repository in the cache or on the Hub."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError
+from transformers.utils import cached_file
+
+from ..errors import first_sentence
+
+
+def check_checkpoint(name: str, argument: str = "CHECKPOINT") -> None:
+    """
+    Refuse what names no checkpoint, in a sentence that says where it was looked for.
+
+    Args:
+        name: a folder or a name on the Hub.
+        argument: what the caller calls it, for the sentence.
+
+    Raises:
+        ValueError: if there is no such folder and nothing of this name in the cache or, unless offline, on the Hub.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{argument} must hold config.json, but {name!r} does not{last_checkpoint(path)}.")
+        return
+    if path.exists():
+        raise ValueError(f"{argument} must be a folder or a name on the Hub, but {name!r} is a file.")
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+    except HFValidationError as error:  # no name that the Hub admits
+        raise ValueError(f"{argument} is {name!r}, but there is no such folder.") from error
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"{argument} is {name!r}, but there is no such folder, nor such a name in the cache.")
+    try:
+        cached_file(name, "config.json")
+    except OSError as error:
+        raise ValueError(
+            f"{argument} is {name!r}, but there is no such folder, nor such a name in the cache, and of the Hub: "
+            f"{first_sentence(error)}."
+        ) from error
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str:
+    """Return a hint at the last checkpoint of a training, where its folder holds no config itself, else nothing."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        return ""
+    found = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+    return f" ({str(max(found, key=lambda path: (len(path.name), path.name)))!r} does)" if found else ""

@@ -1,0 +1,158 @@
+"""The model card of a distilled model: what it is, how near to its source each stage brought it, and the command."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel, TrainingArguments
+
+from ..files import whole_file
+from .distill_objectives import Objective
+from .running import train_extra
+from .texts import DataArguments
+
+
+with train_extra():
+    from matplotlib.figure import Figure
+
+
+PLOT = "distillation.png"
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and
+distilled in two stages: first each GMA layer alone, on the source's own hidden states, then the whole model on what
+the source gives. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head;
+{{ parameters }} parameters. What its source is good for and may be used for holds for it too, as far as the figures
+below say; beyond the length of the distillation's examples ({{ block_size }} tokens) nothing was measured.
+
+```python
+from transformers import AutoTokenizer, {{ auto_class }}
+
+# With `import gma_hf` before, neither needs `trust_remote_code`
+tokenizer = AutoTokenizer.from_pretrained("{{ folder }}", trust_remote_code=True)
+model = {{ auto_class }}.from_pretrained("{{ folder }}", trust_remote_code=True)
+```
+
+## How near it is to its source
+
+{{ table }}
+
+{{ legend }}
+
+![What each stage recovered]({{ plot }})
+
+Error of a GMA layer on the source's hidden states: the mean squared difference from what the softmax layer gave, over
+the variance of that (1: as good as giving the mean).
+
+{{ error_table }}
+
+## How it was made
+
+Data: {{ data }}. Seed {{ seed }}; stages of {{ seconds }} seconds; {{ machine }}.
+
+```bash
+{{ command }}
+```
+"""
+
+
+def write_card(
+    folder: Path,
+    rows: list[dict],
+    errors: dict[str, list[float]],
+    objective: Objective,
+    model: PreTrainedModel,
+    args: Any,
+    data: DataArguments,
+    training: TrainingArguments,
+    seconds: list[float],
+    command: str,
+) -> None:
+    """
+    Write README.md, distillation.png and distillation.json into the folder of a model.
+
+    Args:
+        rows: the figures before and after each stage, the source's first.
+        errors: of each GMA layer, before and after the first stage.
+        args: of the recipe.
+        seconds: that each stage took.
+        command: that made the model.
+    """
+    (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
+    draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
+    source = args.source_name or (Path(args.source).name if Path(args.source).is_dir() else args.source)
+    gma_layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "gma"]
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers", base_model=source, license=args.license, tags=["gma", "custom_code"]
+        ),
+        template_str=TEMPLATE,
+        name=folder.resolve().name,
+        folder=folder,
+        source=f"`{source}`",
+        layers=len(gma_layers),
+        all_layers=model.config.num_hidden_layers,
+        components=model.config.num_components,
+        parameters=f"{model.num_parameters():,}",
+        table=table(
+            ["model", *objective.metrics], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]
+        ),
+        legend="\n".join(f"- {name}: {meaning}" for name, meaning in objective.metrics.items()),
+        plot=PLOT,
+        error_table=table(
+            ["layer", *map(str, gma_layers)], [[stage, *map(figure, values)] for stage, values in errors.items()]
+        ),
+        data=data.dataset_name or ", ".join(data.train_file),
+        seed=training.seed,
+        seconds=" and ".join(f"{x:,.0f}" for x in seconds),
+        block_size=data.block_size,
+        auto_class=type(model).__name__.replace("GMA", "Auto"),
+        machine=machine(training.device),
+        command=command,
+    )
+    with whole_file(folder / "README.md") as path:
+        card.save(path)
+
+
+def figure(value: float) -> str:
+    """Return a number with four digits."""
+    return f"{value:.4g}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine(device: torch.device) -> str:
+    """Return what the model was trained on, in words."""
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    )
+    return f"{hardware}, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def draw(rows: list[dict], errors: dict[str, list[float]], objective: Objective) -> Figure:
+    """Draw each figure by stage, with the source's as a line, and the errors of the layers."""
+    plot = Figure(figsize=(4 * (len(objective.metrics) + 1), 3.5), layout="constrained")
+    *axes, last = plot.subplots(1, len(objective.metrics) + 1)
+    for axis, name in zip(axes, objective.metrics):
+        axis.plot([row["model"] for row in rows[1:]], [row[name] for row in rows[1:]], marker="o")
+        axis.axhline(rows[0][name], linestyle="--", color="grey", label="source")
+        axis.set(ylabel=name, xlabel="stage")
+        axis.tick_params(axis="x", rotation=20)
+        axis.legend()
+    for stage, values in errors.items():
+        last.plot(values, marker="o", label=stage)
+    last.set(xlabel="GMA layer", ylabel="error over variance", ylim=(0, None))
+    last.legend()
+    return plot

@@ -1,0 +1,140 @@
+"""Train from where an earlier run stopped, evaluate and save: what the training recipes do alike."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+
+from .arguments import RunArguments
+from .running import train_extra
+
+
+with train_extra():
+    from datasets import Dataset
+
+
+STATE = "trainer_state.json"  # the last file that Trainer writes to a checkpoint
+
+
+@dataclass
+class Start:
+    """Where a training starts: from nothing, from a checkpoint, or behind its end."""
+
+    checkpoint: str | None = None
+    done: str = ""  # how far the checkpoint was trained, in words
+    is_finished: bool = False
+
+    @classmethod
+    def of(cls, training: TrainingArguments, run: RunArguments) -> "Start":
+        """
+        Return the start of a run: the checkpoint that is named, else the last whole one in `output_dir`.
+
+        Raises:
+            ValueError: if nothing can be written to `output_dir`, or the checkpoint that is named is none.
+        """
+        check_output(training.output_dir)
+        named = training.resume_from_checkpoint
+        if named is not None and not (Path(named) / STATE).is_file():
+            raise ValueError(f"`resume_from_checkpoint` must be a checkpoint of Trainer, but {named!r} is none.")
+        checkpoint = named or last_checkpoint(training.output_dir)
+        if checkpoint is None:
+            return cls()
+        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+        if training.max_steps > 0:
+            done, asked = state.global_step, training.max_steps
+            words = f"{done} of the {asked} steps of `max_steps`"
+        else:
+            done, asked = state.epoch, training.num_train_epochs
+            words = f"{done:g} of the {asked:g} epochs of `num_train_epochs`"
+        patience = run.early_stopping_patience
+        if patience is not None and evaluations_in_vain(state) >= patience:
+            return cls(checkpoint, f"{words}, stopped early", True)
+        return cls(checkpoint, words, done >= asked)
+
+
+def evaluations_in_vain(state: TrainerState) -> int:
+    """Return how many evaluations in a row were no better than the best, as early stopping counts them."""
+    callback = state.stateful_callbacks.get("EarlyStoppingCallback") or {}
+    return callback.get("attributes", {}).get("early_stopping_patience_counter", 0)
+
+
+def last_checkpoint(folder: str) -> str | None:
+    """Return the checkpoint of Trainer in `folder` with the most steps; one whose saving was interrupted is no one."""
+    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{STATE}")]
+    steps = {int(path.name.split("-")[1]): path for path in whole if path.name.split("-")[1].isdecimal()}
+    return str(steps[max(steps)]) if steps else None
+
+
+def check_output(output_dir: str) -> None:
+    """
+    Raises:
+        ValueError: if `output_dir` is no folder to write to, nor can be made one.
+    """
+    folder = Path(output_dir).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"`output_dir` must be a folder to write to, but {output_dir!r} is not.")
+
+
+def finished_metrics(start: Start, training: TrainingArguments, *splits: str) -> dict[str, float] | None:
+    """Return the metrics that a finished run left, of the first split that has some, and say that it is; or None."""
+    paths = [Path(training.output_dir) / f"{split}_results.json" for split in splits]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None or not start.is_finished:
+        return None
+    if training.process_index == 0:
+        print(f"The run in {training.output_dir!r} is finished: {start.done} are done. A longer one resumes it.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def train_and_evaluate(
+    trainer: Trainer, start: Start, split: str, examples: Dataset, perplexity: bool = False
+) -> dict[str, float]:
+    """
+    Train from `start`, save the model, and return its metrics.
+
+    A run that was interrupted between its last checkpoint and the end is not trained, only evaluated and saved.
+
+    Args:
+        trainer: with model and data.
+        start: of the run.
+        split: under whose name the metrics are saved.
+        examples: that the model is evaluated on.
+        perplexity: whether the exponential of the loss is one of the metrics.
+    """
+    says = trainer.is_world_process_zero()
+    if start.is_finished:
+        if says:
+            print(f"The training in {trainer.args.output_dir!r} is finished: {start.done} are done. Evaluating it.")
+        state = TrainerState.load_from_json(str(Path(start.checkpoint) / STATE))
+        best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        load_weights(trainer.model, best or start.checkpoint)
+    else:
+        if says and start.checkpoint is not None:
+            print(f"Resuming from {start.checkpoint!r}: {start.done} are done.", flush=True)
+        expect_tied_weights(trainer.model)
+        result = trainer.train(resume_from_checkpoint=start.checkpoint)
+        trainer.save_metrics("train", {**result.metrics, "parameters": trainer.model.num_parameters()})
+    if trainer.model.can_generate():
+        trainer.model.config.use_cache = True  # which Trainer turns off while it trains
+    trainer.save_model()
+    metrics = trainer.evaluate(examples)
+    if perplexity:
+        metrics["perplexity"] = math.exp(metrics["eval_loss"])
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+    return metrics
+
+
+def expect_tied_weights(model: PreTrainedModel) -> None:
+    """Let Trainer not warn that a checkpoint lacks the weights that are tied to others, which are never saved."""
+    model._keys_to_ignore_on_save = set(getattr(model, "all_tied_weights_keys", None) or ())
+
+
+def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Put the weights of a checkpoint into a model of its class, on the model's device and in its dtype."""
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())

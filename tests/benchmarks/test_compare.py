@@ -1,0 +1,100 @@
+"""A comparison as its user runs it, with two mixers: every run kept, the best learning rate taken, table and plot."""
+
+import json
+
+import pytest
+
+from benchmarks import compare
+
+
+def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch):
+    arguments = ["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "linear"]
+    results = compare.main(arguments)
+    assert set(results) == {"gma", "linear"}
+    for mixer, runs in results.items():
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert runs[0]["loss"] != runs[1]["loss"]
+        tried = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob(f"{mixer}-*-0-4.json")]
+        assert len(tried) == 2
+        assert runs[0]["learning_rate"] == min(tried, key=lambda run: run["loss"])["learning_rate"]
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("±") == 2 and f"{results['gma'][0]['parameters']:,}" in table
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    for mixer in results:
+        assert f"| {costs[mixer]['milliseconds']:.0f} | {costs[mixer]['mebibytes']:.0f} |" in table
+        assert costs[mixer]["milliseconds"] > 0 and costs[mixer]["mebibytes"] > 0
+
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert compare.main(arguments) == results  # nothing is run twice
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert compare.main([*arguments[:-2], "linear"]) == results  # the table is of all that was run
+
+    monkeypatch.setitem(compare.QUICK, "hidden_size", 16)  # runs of another network are not mixed in
+    with pytest.raises(ValueError, match="`hidden_size` must be as in the other runs in .*, 32, but it is 16"):
+        compare.main(arguments)
+
+
+def test_classes_of_listops(tmp_path):
+    arguments = ["--quick", "True", "--task", "classification", "--output_dir", str(tmp_path)]
+    results = compare.main([*arguments, "--mixers", "gma", "softmax"])
+    table = (tmp_path / "table.md").read_text()
+    assert "accuracy, %" in table
+    for runs in results.values():
+        assert all(32 * run["accuracy"] == pytest.approx(round(32 * run["accuracy"])) for run in runs)
+        assert f"{100 * sum(run['accuracy'] for run in runs) / 2:.2f} ±" in table
+
+
+def test_a_class_after_the_next_token(tmp_path):
+    arguments = ["--quick", "True", "--task", "pretrained_classification", "--seeds", "0", "--learning_rates", "4e-3"]
+    arguments += ["--mixers", "gma + conv + gates, no positions", "softmax + conv + output gate, no positions"]
+    arguments += ["--conv_kernel_size", "7", "--train_sampling_strategy", "group_by_length"]
+    results = compare.main([*arguments, "--output_dir", str(tmp_path / "long"), "--pretraining_steps", "20"])
+    assert all(0 <= runs[0]["accuracy"] <= 1 for runs in results.values()) and len(results) == 2
+    shorter = compare.main([*arguments, "--output_dir", str(tmp_path / "short"), "--pretraining_steps", "1"])
+    for mixer, runs in results.items():  # what was learned first is where the classifier starts
+        assert runs[0]["curve"][0] != shorter[mixer][0]["curve"][0]
+
+
+def test_quick_takes_the_data_of_a_config_and_what_is_told(tmp_path):
+    config = tmp_path / "listops.yaml"
+    config.write_text(
+        "task: classification\nlistops: [4, 20]\ntrain_examples: 16\nvalidation_examples: 8\ntest_examples: 1\n"
+        f"max_length: 21\nmixers: [gma]\nmax_steps: 500\nhidden_size: 512\noutput_dir: {tmp_path / 'out'}\n"
+    )
+    told = ["--quick", "True", "--config", str(config), "--max_steps", "3", "--seeds", "5"]
+    results = compare.main([*told, "--learning_rates", "1e-3"])
+    assert [(run["steps"], run["seed"]) for run in results["gma"]] == [(3, 5)]
+    settings = json.loads((tmp_path / "out-quick" / "settings.json").read_text())
+    assert (settings["listops"], settings["train_examples"], settings["hidden_size"]) == ([4, 20], 16, 32)
+
+
+def test_a_setting_that_older_runs_lack_had_its_default(tmp_path):
+    settings = tmp_path / "settings.json"
+    given = ["--quick", "True", "--output_dir", str(tmp_path)]
+    compare.check_settings(*compare.parsed(given))
+    older = json.loads(settings.read_text())
+    del older["conv_kernel_size"]
+    settings.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="`conv_kernel_size` must be as in the other runs in .*, 4, but it is 7"):
+        compare.check_settings(*compare.parsed([*given, "--conv_kernel_size", "7"]))
+    compare.check_settings(*compare.parsed(given))
+
+
+def test_an_unknown_task_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match="`task` must be one of causal_lm, classification, pretrained_classification, but it is 'parsing'",
+    ):
+        compare.main(["--quick", "True", "--task", "parsing", "--output_dir", str(tmp_path)])
+
+
+def test_a_network_of_its_own_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not used .*'--model_config'"):
+        compare.main(["--quick", "True", "--output_dir", str(tmp_path / "run"), "--model_config", "{}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_mixer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`mixers` must be of 'softmax', .* but one is 'rnn'"):
+        compare.main(["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "rnn"])

@@ -1,0 +1,316 @@
+"""`gma-hf` as a program: what it imports and when, its exit statuses, and the commands that pass their arguments on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+import gma_hf
+from gma_hf.cli import app
+from gma_hf.errors import MissingExtra, extra, refusals
+
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
+COMMANDS = ["generate", "serve", "train", "distill", "convert", "report", "export", "card", "publish"]
+START = [sys.executable, "-W", "error", "-c", "from gma_hf_cli import app; app()"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def refused(result, sentence):
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def process(*arguments, **options):
+    return subprocess.run([*START, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_version_and_completion_import_nothing_heavy():
+    """Of every command; `serve` passes `--help` on, so that its help is that of Transformers."""
+    code = f"""
+import contextlib, io, sys
+from gma_hf_cli import app
+for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS} if name != "serve")]:
+    sys.argv = ["gma-hf", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            app()
+        except SystemExit as error:
+            assert error.code == 0, arguments
+    assert said.getvalue(), arguments
+    print(said.getvalue() if len(arguments) == 1 else "")
+assert not {{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"gma-hf {gma_hf.__version__}" in done.stdout and "--install-completion" in done.stdout
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    completion = os.environ | {"_GMA_HF_COMPLETE": "complete_bash", "COMP_WORDS": "gma-hf gen", "COMP_CWORD": "1"}
+    assert process(env=completion).stdout == "generate"
+
+
+def test_the_package_is_whole_when_a_command_runs():
+    """A command finds our models by the Auto classes, as after any `import gma_hf`; other complaints are not shown."""
+    done = process("generate", SHIPPED, "ROMEO:\n", "--greedy", "--max-new-tokens", 4)
+    assert (done.returncode, done.stderr) == (0, "") and len(done.stdout) == 5
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    with subprocess.Popen(
+        [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait(timeout=60) == 141
+
+
+def test_ctrl_c_ends_it_in_a_sentence():
+    with subprocess.Popen(
+        [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout.read(1)
+        running.send_signal(signal.SIGINT)
+        assert running.stderr.read() == "gma-hf: interrupted.\n"
+        assert running.wait(timeout=60) == 130
+
+
+def test_each_error_has_its_status(capsys):
+    errors = {
+        ValueError("a\nb"): "a",
+        FileNotFoundError(2, "No such file", "x"): "'x' cannot be read or written: No such",
+    }
+    for error, said in errors.items():
+        with pytest.raises(SystemExit) as ended, refusals("name"):
+            raise error
+        assert ended.value.code == 2 and capsys.readouterr().err.startswith(f"name: {said}")
+    for error, status, said in [
+        (KeyboardInterrupt(), 130, "gma-hf: interrupted.\n"),
+        (BrokenPipeError(32, ""), 141, ""),
+    ]:
+        with pytest.raises(SystemExit) as ended, refusals():
+            raise error
+        assert ended.value.code == status and capsys.readouterr().err == said
+    with pytest.raises(RuntimeError), refusals():
+        raise RuntimeError("a fault of ours")
+
+
+def test_what_a_missing_library_needs():
+    with pytest.raises(MissingExtra) as error, extra("analysis", "This"):
+        import no_such_library  # noqa: F401
+    assert str(error.value) == (
+        'This needs `pip install "gma-hf[analysis]"` (in a checkout: `pip install -e ".[analysis]"`): '
+        "No module named 'no_such_library'."
+    )
+    with pytest.raises(ModuleNotFoundError) as error, extra("analysis", "This"):
+        import gma_hf.no_such_module  # noqa: F401
+    assert not isinstance(error.value, MissingExtra)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "name"),
+    [
+        ("pandas", ["report", SHIPPED, ROOT / "LICENSE", "-o", "OUT.html"], "analysis"),
+        ("onnxscript", ["export", SHIPPED, "OUT.onnx"], "onnx"),
+        ("datasets", ["train", "--task", "causal-lm"], "train"),
+        ("datasets", ["distill"], "train"),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(missing, arguments, name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for module in [key for key in sys.modules if key.startswith(("gma_hf.recipes", "gma_hf.analysis"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.chdir(tmp_path)
+    refused(run(*arguments), f"`gma-hf {arguments[0]}`")
+    result = run(*arguments)
+    assert f'pip install "gma-hf[{name}]"' in result.stderr and f'pip install -e ".[{name}]"' in result.stderr
+    assert name in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_serve_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
+    refused(
+        run("serve", SHIPPED), '`gma-hf serve` needs `pip install "gma-hf[serve]"` (in a checkout: `pip install -e'
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("no/such/folder", "CHECKPOINT is 'no/such/folder', but there is no such folder."),
+        (str(SHIPPED.parent / "gma-minilm-l6"), "CHECKPOINT must be a GMAForCausalLM, but"),
+    ],
+)
+def test_nothing_else_is_served(name, sentence):
+    refused(run("serve", name, "--port", "8000"), sentence)
+
+
+@pytest.fixture
+def recipes(monkeypatch):
+    """The calls of recipes, which are not carried out."""
+    called = []
+    for name in ("train_clm", "train_mlm", "classify", "distill"):
+        __import__(f"gma_hf.recipes.{name}")
+        module = sys.modules[f"gma_hf.recipes.{name}"]
+        monkeypatch.setattr(module, "main", lambda arguments, name=name: called.append((name, arguments)))
+    return called
+
+
+def test_train_picks_the_recipe_by_the_task_or_by_the_checkpoint(recipes, make_config, make_model, tmp_path):
+    make_model(gma_hf.GMAForMaskedLM, make_config("bidirectional")).save_pretrained(tmp_path / "masked")
+    others = ["--output_dir", "runs", "--max_steps", "3"]
+    for arguments, recipe in [
+        (["--task", "masked-lm"], "train_mlm"),
+        (["--model_name_or_path", str(SHIPPED)], "train_clm"),
+        ([f"--model_name_or_path={tmp_path / 'masked'}"], "train_mlm"),
+        (["--model_name_or_path", str(SHIPPED.parent / "gma-imdb-bytes")], "classify"),
+        (["--model_name_or_path", str(tmp_path / "masked"), "--task", "classification"], "classify"),
+    ]:
+        assert run("train", *arguments, *others).exit_code == 0
+        passed = [x for i, x in enumerate(arguments) if x != "--task" and (i == 0 or arguments[i - 1] != "--task")]
+        assert recipes.pop() == (recipe, [*passed, *others])
+    assert run("distill", "--source", "x", *others).exit_code == 0
+    assert recipes.pop() == ("distill", ["--source", "x", *others])
+    assert run("train", "--task", "causal-lm", "--recipe-help").exit_code == 0
+    assert recipes.pop() == ("train_clm", ["--help"])
+    refused(
+        run("train", *others), "--task must be given (causal-lm, masked-lm, classification) where no --model_name_or"
+    )
+    refused(run("train", "--task", "x"), "--task must be one of causal-lm, masked-lm, classification, but it is 'x'.")
+    name = SHIPPED.parent / "gma-minilm-l6"
+    refused(run("train", "--model_name_or_path", name), "none is for the class of ")
+    assert not recipes
+
+
+def test_train_trains(tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 200)
+    arguments = ["--train_file", tmp_path / "text.txt", "--output_dir", tmp_path / "run", "--max_steps", 2]
+    arguments += ["--block_size", 32, "--use_cpu", "True", "--report_to", "none", "--per_device_train_batch_size", 2]
+    result = run("train", "--model_name_or_path", SHIPPED, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert type(gma_hf.GMAForCausalLM.from_pretrained(tmp_path / "run")).__name__ == "GMAForCausalLM"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder with a GPT-2 to convert, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("source")
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_convert_says_what_comes_next(source, tmp_path):
+    result = run("convert", source, tmp_path / "gma", "--num-components", 4)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(
+        "gma-hf: without --calibration the components start at random places, much farther"
+    )
+    assert "`gma-hf distill`" in result.stderr
+    exact = run("convert", source, tmp_path / "exact", "--layers", "none")
+    assert (exact.exit_code, exact.stderr) == (0, "")
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be.\n" * 20)
+    fitted = run("convert", source, tmp_path / "fitted", "--num-components", 4, "--calibration", text)
+    assert fitted.exit_code == 0 and "`gma-hf distill` comes next" in fitted.stderr
+    assert "without --calibration" not in fitted.stderr
+
+
+def test_convert_replaces_a_folder_only_if_told(source, tmp_path):
+    out = tmp_path / "gma"
+    out.mkdir()
+    (out / "old").write_text("")
+    options = [source, out, "--layers", "none"]
+    refused(run("convert", *options), "OUT must not exist without --force, but ")
+    assert [path.name for path in out.iterdir()] == ["old"]
+    assert run("convert", *options, "--force").exit_code == 0
+    assert not (out / "old").exists() and (out / "model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["gma"]
+
+
+def test_report_replaces_files_only_if_told(tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "report.html"
+    text.write_text("To be, or not to be.\n" * 20)
+    out.write_text("by hand")
+    options = [SHIPPED, text, "-o", out, "--max-tokens", 64, "--device", "cpu"]
+    refused(run("report", *options), "-o must not exist without --force, but ")
+    assert out.read_text() == "by hand"
+    assert run("report", *options, "--force").exit_code == 0
+    assert "<html" in out.read_text()
+
+
+def test_export_writes_graphs(make_config, make_model, tmp_path):
+    model = make_model(gma_hf.GMAForMaskedLM, make_config("bidirectional"))
+    model.save_pretrained(tmp_path / "model")
+    result = run("export", tmp_path / "model", tmp_path / "model.pt2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"GMAForMaskedLM written to {tmp_path / 'model.pt2'}, for torch.export.\n"
+    ids = torch.arange(12).view(3, 4)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs |= {"token_type_ids": torch.zeros_like(ids)} if model.config.type_vocab_size else {}
+    graph = torch.export.load(tmp_path / "model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(graph(inputs=inputs)[0], model(**inputs).logits, rtol=1e-4, atol=1e-5)
+    refused(run("export", tmp_path / "model", tmp_path / "model.pt2"), "OUT must not exist without --force, but ")
+    refused(run("export", tmp_path / "model", tmp_path / "model.pt"), "OUT must end in .onnx or .pt2, but it is ")
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs gma-hf[onnx]")
+def test_export_writes_onnx(make_config, make_model, tmp_path):
+    make_model(gma_hf.GMAForCausalLM, make_config("causal")).save_pretrained(tmp_path / "model")
+    result = run("export", tmp_path / "model", tmp_path / "model.onnx")
+    assert result.exit_code == 0, result.stderr
+    import onnxruntime
+
+    assert onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()[0].name == "input_ids"
+
+
+def test_other_models_are_not_exported_or_reported(tmp_path, source):
+    text = tmp_path / "text.txt"
+    text.write_text("To be")
+    refused(run("export", source, tmp_path / "x.pt2"), "CHECKPOINT must be a GMA model, but ")
+    refused(run("report", source, text, "-o", tmp_path / "x.html"), "CHECKPOINT must be a GMA model, but ")
+
+
+def test_a_folder_that_cannot_be_written_to(monkeypatch, source, tmp_path):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # who runs this may be root
+    sentence = "must be in a folder that can be written to, but "
+    refused(run("convert", source, tmp_path / "out"), f"OUT {sentence}")
+    refused(run("export", source, tmp_path / "x.pt2"), f"OUT {sentence}")
+    refused(run("generate", SHIPPED, "x", "--save-state", tmp_path / "state"), f"--save-state {sentence}")
+
+
+def test_other_commands_of_transformers_see_no_stale_argument():
+    """A model that is no GMA model still opens in `convert`'s refusal, not in a traceback."""
+    refused(run("convert", SHIPPED, "OUT"), "`source` must be of type ")
+
+
+def test_bert_without_its_head_is_no_language_model(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 257}
+    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertModel"]
+    refused(run("generate", tmp_path, "x"), "its class is BertModel.")
