@@ -4,54 +4,117 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from benchmarks import analysis, assisted, chunk_size, decode, encoder, long_context, mixer, model
 
 
 ROOT = Path(__file__).parents[2]
 TEXT = "tests/data/shakespeare.txt"
 RUNS = {
-    "mixer": "--lengths 64 128 --heads 2 --width 8 --components 4 --rounds 1 --floor True",
-    "decode": "--contexts 20 40 --layers 1 --heads 2 --hidden_size 16 --vocab_size 50 --rounds 1 --piece 16",
-    "model": "--lengths 32 64 --layers 1 --heads 2 --hidden_size 16 --vocab_size 50 --rounds 1 --longest_mamba 32",
-    "chunk_size": "--lengths 32 64 --chunk_sizes 8 16 --heads 2 --width 8 --components 4 --rounds 1",
-    "encoder": "--lengths 32 64 --layers 2 --heads 2 --hidden_size 16 --components 4 --rounds 1",
-    "long_context": f"--text {TEXT} --document 300 --prompt 9000",
-    "analysis": f"--text {TEXT} --tokens 2000",
-    "assisted": f"--text {TEXT} --prompts 2 --max_new_tokens 20",
+    mixer: "--lengths 64 128 --heads 2 --width 8 --components 4 --rounds 1 --floor True",
+    decode: "--contexts 20 40 --layers 1 --heads 2 --hidden_size 16 --vocab_size 50 --rounds 1 --piece 16",
+    model: "--lengths 32 64 --layers 1 --heads 2 --hidden_size 16 --vocab_size 50 --rounds 1 --longest_mamba 32",
+    chunk_size: "--lengths 32 64 --chunk_sizes 8 16 --heads 2 --width 8 --components 4 --rounds 1",
+    encoder: "--lengths 32 64 --layers 2 --heads 2 --hidden_size 16 --components 4 --rounds 1",
+    long_context: f"--text {TEXT} --document 300 --prompt 9000",
+    analysis: f"--text {TEXT} --tokens 2000",
+    assisted: f"--text {TEXT} --prompts 2 --max_new_tokens 20",
 }
-FIGURES = {"mixer": ["forward", "forward + backward"], "decode": ["time per token"], "model": ["training step"]}
-FIGURES["encoder"] = ["encoding", "peak memory"]
-FIGURES["chunk_size"] = ["forward", "forward + backward"]
+GMA, SOFTMAX, LINEAR, CUMSUM = "GMA", "softmax (SDPA)", "linear (elu + 1)", "GMA by cumsum"
+MIXERS = {GMA, SOFTMAX, LINEAR, CUMSUM, "Mamba"}
 
 
-def run(name, *arguments):
-    command = [sys.executable, f"benchmarks/{name}.py", *RUNS[name].split(), *arguments]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+def name_of(benchmark: ModuleType) -> str:
+    return benchmark.__name__.split(".")[-1]
 
 
-@pytest.mark.parametrize("name", ["mixer", "decode", "model", "chunk_size"])
-def test_a_benchmark_runs_in_half_precision(tmp_path, name):
-    run(name, "--dtype", "bfloat16", "--output_dir", str(tmp_path))
-    assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["arguments"]["dtype"] == "bfloat16"
+@pytest.fixture
+def report_of(tmp_path, monkeypatch):
+    """`report_of(benchmark, *more)`: what a benchmark writes, run from the repository's root, its plot looked at."""
+    monkeypatch.chdir(ROOT)
+
+    def run(benchmark: ModuleType, *more: str) -> dict:
+        benchmark.main([*RUNS[benchmark].split(), *more, "--output_dir", str(tmp_path)])
+        path = tmp_path / f"{name_of(benchmark)}_cpu.json"
+        report = json.loads(path.read_text())
+        assert "threads" in report["machine"]
+        if hasattr(benchmark, "save"):
+            assert path.with_suffix(".png").stat().st_size > 1000
+        return report
+
+    return run
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_benchmark_runs(tmp_path, name):
-    run(name, "--output_dir", str(tmp_path))
-    report = json.loads((tmp_path / f"{name}_cpu.json").read_text())
-    assert "threads" in report["machine"]
-    for title in FIGURES.get(name, []):
-        assert (tmp_path / f"{name}_cpu.png").stat().st_size > 1000
+def assert_positive(report: dict, titles: list[str], contenders: set[str], lengths: set[str]) -> None:
+    """Assert that there is a positive figure of every contender at every length, or at the first where it is slow."""
+    for title in titles:
+        assert set(report[title]) == contenders, title
         for contender, column in report[title].items():
-            assert column and all(value > 0 for value in column.values()), contender
-    if name == "decode":
-        for title in ("time per token", "state or key-value cache"):
-            assert len(report[title]) == 5 and all(set(column) == {"20", "40"} for column in report[title].values())
-        mebibytes = report["state or key-value cache"]
-        assert mebibytes["GPT-2"]["40"] == 2 * mebibytes["GPT-2"]["20"] == 2 * 40 * 16 * 4 / 2**20
-        assert mebibytes["GMA"]["40"] == mebibytes["GMA"]["20"]
-    if name == "long_context":
-        assert report["largest difference of the logits"] < 1e-4 and report["generated"] == 20
-    if name == "assisted":
-        assert report["prompts with exactly the greedy tokens"] == 2 and 0 <= report["share accepted"] <= 1
+            asked = {min(lengths, key=int)} if contender == "Mamba" and len(column) == 1 else lengths
+            assert set(column) == asked and all(value > 0 for value in column.values()), (title, contender)
+
+
+@pytest.mark.parametrize("benchmark", [mixer, decode, model, chunk_size], ids=name_of)
+def test_half_precision(report_of, benchmark):
+    assert report_of(benchmark, "--dtype", "bfloat16")["arguments"]["dtype"] == "bfloat16"
+
+
+def test_mixer(report_of):
+    report = report_of(mixer)
+    with_products = MIXERS | {"products of GMA"}
+    assert_positive(report, ["forward", "forward + backward"], with_products, {"64", "128"})
+    assert_positive(report, ["peak memory, forward + backward"], MIXERS, {"64", "128"})
+    ratio = report["ratios"]["SDPA's time over GMA's"]["forward"]["64"]
+    assert ratio == pytest.approx(report["forward"][SOFTMAX]["64"] / report["forward"][GMA]["64"])
+
+
+def test_mixer_as_a_command(tmp_path):
+    """Run by its name, its classes are those of the main module, which the fresh processes must find again."""
+    command = [sys.executable, "-m", "benchmarks.mixer", "--lengths", "32", *RUNS[mixer].split()[3:]]
+    subprocess.run([*command, "--output_dir", str(tmp_path)], cwd=ROOT, check=True, timeout=300, capture_output=True)
+    memory = json.loads((tmp_path / "mixer_cpu.json").read_text())["peak memory, forward + backward"]
+    assert set(memory) == MIXERS and all(column["32"] > 0 for column in memory.values())
+
+
+def test_decode(report_of):
+    report = report_of(decode)
+    assert_positive(report, ["time per token", "state or key-value cache"], set(decode.CONTENDERS), {"20", "40"})
+    mebibytes = report["state or key-value cache"]
+    assert mebibytes["GPT-2"]["40"] == 2 * mebibytes["GPT-2"]["20"] == 2 * 40 * 16 * 4 / 2**20
+    state = 2 * 64 * (8 + 1) * 4 / 2**20  # heads, components, head width and the mass, float32
+    assert mebibytes["GMA"] == {"20": state, "40": state}
+
+
+def test_model(report_of):
+    report = report_of(model)
+    assert_positive(report, ["training step", "prefill"], MIXERS | {"GMA + conv + gate"}, {"32", "64"})
+
+
+def test_chunk_size(report_of):
+    contenders = {"chunks of 8", "chunks of 16"}
+    assert_positive(report_of(chunk_size), ["forward", "forward + backward"], contenders, {"32", "64"})
+
+
+def test_encoder(report_of):
+    assert_positive(report_of(encoder), ["encoding", "peak memory"], set(encoder.CONTENDERS), {"32", "64"})
+
+
+def test_long_context(report_of):
+    report = report_of(long_context)
+    assert report["largest difference of the logits"] < 1e-4
+    assert report["tokens of the prompt"] == 9000 and report["generated"] == 20
+
+
+def test_analysis(report_of):
+    figures = report_of(analysis)["figures"]
+    assert figures["tokens"] == 2000 and figures["bytes_of_the_page"] > 10_000
+    assert figures["seconds"] > 0 and figures["peak_mebibytes"] > 100
+
+
+def test_assisted(report_of):
+    report = report_of(assisted)
+    assert report["prompts with exactly the greedy tokens"] == 2
+    assert 0 < report["tokens accepted"] <= report["tokens drafted"]

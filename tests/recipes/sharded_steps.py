@@ -1,6 +1,6 @@
 """
 Run by test_many_processes in each of two processes: three steps of a GMA model in shards (FSDP2), its losses, and a
-sharded checkpoint. Trainer cannot do this on CPUs: Accelerate turns to FSDP on accelerators alone.
+sharded checkpoint; then the same steps and a checkpoint of the first process alone. Trainer cannot do this on CPUs: Accelerate turns to FSDP on accelerators alone.
 """
 
 import json
@@ -27,7 +27,7 @@ def make_model() -> GMAForCausalLM:
 
 
 def train(model: GMAForCausalLM, rank: int, count: int) -> list[float]:
-    """Losses of the whole batch, of which a process sees its share."""
+    """Return the losses of the whole batch, of which a process sees its share."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     generator, losses = torch.Generator().manual_seed(0), []
     for _ in range(3):
@@ -53,9 +53,13 @@ def main(folder: Path) -> None:
     assert shard.numel() < model.model.layers[0].attention.qkv_proj.weight.numel()
     losses = train(model, dist.get_rank(), dist.get_world_size())
     dcp.save(get_model_state_dict(model), checkpoint_id=folder / "sharded")
-    if dist.get_rank() == 0:
-        (folder / "losses.json").write_text(json.dumps(losses))
+    is_first = dist.get_rank() == 0
     dist.destroy_process_group()
+    if is_first:
+        alone = make_model()
+        losses_alone = train(alone, 0, 1)
+        alone.save_pretrained(folder / "alone")
+        (folder / "losses.json").write_text(json.dumps({"sharded": losses, "alone": losses_alone}))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,11 @@ def test_the_example_of_the_paper():
     assert listops.OPERATORS["[MED"]([1, 2, 5, 8]) == 3  # rounded down
 
 
-def test_impossible_lengths_are_refused():
+def test_impossible_lengths_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="`listops` must be two lengths, .* but it is 9 5"):
         listops.make_listops({"train": 1}, 9, 5, seed=0)
-    with pytest.raises(ValueError, match="`listops` must be lengths of at least 500 expressions, but 4 to 4 gave 400"):
-        listops.make_listops({"train": 500}, 4, 4, seed=0)
+    monkeypatch.setattr(listops, "MAX_IN_VAIN", 500)
+    there_are = 4 * 10 * 10  # an operator and two digits
+    with pytest.raises(ValueError, match="of at least 500 expressions, but 4 to 4 gave ") as error:
+        listops.make_listops({"train": 400, "test": 100}, 4, 4, seed=0)
+    assert 100 < int(str(error.value).split()[-1].rstrip(".")) <= there_are
