@@ -37,7 +37,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from gma_hf import GMAConfig, GMAForCausalLM
 from gma_hf.model.attention_gma import GaussianMixtureAttention
-from gma_hf.model.functional_gma import append_ones, read
+from gma_hf.model.equations_gma import append_ones, read
 
 
 GMA, LINEAR, MAMBA, GROWING, PREALLOCATED = CONTENDERS = (

@@ -16,7 +16,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from gma_hf import GMAConfig, GMAPreTrainedModel
 from gma_hf.model.attention_gma import GaussianMixtureAttention, ShortConvolution, SoftmaxAttention
-from gma_hf.model.functional_gma import append_ones, decay_between, read
+from gma_hf.model.equations_gma import append_ones, decay_between, read
 
 
 READ_EPSILON = 1e-6

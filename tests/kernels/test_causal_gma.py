@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gma_hf.model.fla_gma import mix_with_fla
-from gma_hf.model.functional_gma import MIN_LOG_DECAY, log_forget_gate, score_weights
-from gma_hf.model.fused_gma import _backward, fused_scan
+from gma_hf.model.equations_gma import MIN_LOG_DECAY, log_forget_gate, score_weights
+from gma_hf.model.backend_triton_gma import _backward, fused_scan
 from gma_hf.model.mixing_gma import mix_causal
 
 

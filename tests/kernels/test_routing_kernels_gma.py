@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gma_hf.model import routing_kernels_gma
-from gma_hf.model.functional_gma import ScoreWeights, responsibilities, score_weights
-from gma_hf.model.routing_kernels_gma import can_route, fused_responsibilities, route_sides
+from gma_hf.model.equations_gma import ScoreWeights, responsibilities, score_weights
+from gma_hf.model.kernels_routing_gma import can_route, fused_responsibilities, route_sides
 
 
 TOLERANCE = 1e-4

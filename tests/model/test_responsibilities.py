@@ -60,7 +60,7 @@ def test_with_a_cache_they_are_those_of_the_new_tokens(make_config, make_model, 
             assert_close(now[side], expected[side][:, :, 7:], 1e-4)
 
 
-def test_segments_refuse_them(make_config, make_model):
+def test_pieces_refuse_them(make_config, make_model):
     model = make_model(GMAModel, make_config("bidirectional", position_embedding="none"))
     with pytest.raises(ValueError, match="output_responsibilities"):
         model([torch.ones(1, 4, dtype=torch.long)], output_responsibilities=True)
