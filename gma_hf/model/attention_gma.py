@@ -162,7 +162,7 @@ class GaussianMixtureAttention(nn.Module):
         past = {} if layer is None else layer.tensors
         heads, now = self.project(hidden_states, documents, past)
         scores = self.mixture(routing_dtype(hidden_states))
-        output, now["state"] = self.mix(heads, scores, documents, past.get("state"))
+        output, state = self.mix(heads, scores, documents, past.get("state"))
 
         gammas = weights = None
         if output_attentions or output_responsibilities:
@@ -172,7 +172,7 @@ class GaussianMixtureAttention(nn.Module):
             weights = affinity(*gammas, *settings)
         if layer is not None:
             replay = partial(self._replay, hidden_states.detach(), documents, past) if layer.record_past else None
-            layer.update(now, hidden_states.shape[1], replay)
+            layer.update({"state": state, **now}, hidden_states.shape[1], replay)
         return MixerOutput(self.join(output, hidden_states), weights, gammas if output_responsibilities else None)
 
     def project(
@@ -240,5 +240,5 @@ class GaussianMixtureAttention(nn.Module):
             return past
         documents = documents.beginning(num_tokens)
         heads, now = self.project(hidden_states[:, :num_tokens], documents, past)
-        _, now["state"] = self.mix(heads, self.mixture(routing_dtype(hidden_states)), documents, past.get("state"))
-        return now
+        _, state = self.mix(heads, self.mixture(routing_dtype(hidden_states)), documents, past.get("state"))
+        return {"state": state, **now}

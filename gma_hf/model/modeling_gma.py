@@ -32,7 +32,7 @@ from .softmax_gma import softmax_masks
 
 
 # Arguments with which a prompt is read as a whole: their outputs, or what they mean, are of all tokens
-NOT_IN_PIECES = ("output_attentions", "output_hidden_states", "output_responsibilities", "cu_seq_lens_q", "seq_idx")
+NOT_IN_PIECES = {"output_attentions", "output_hidden_states", "output_responsibilities", "cu_seq_lens_q", "seq_idx"}
 
 
 class GMAPreTrainedModel(PreTrainedModel):
@@ -138,7 +138,7 @@ class GMAModel(GMAPreTrainedModel):
         """
         cache = one_cache(cache, past_key_values)
         if isinstance(input_ids, (list, tuple)):
-            others = {"position_ids": position_ids, "cache": cache, "inputs_embeds": inputs_embeds, **kwargs}
+            others = {"position_ids": position_ids, CACHE_NAME: cache, "inputs_embeds": inputs_embeds, **kwargs}
             others |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
             others |= {"output_responsibilities": output_responsibilities}
             pieces = encode_pieces(self, input_ids, attention_mask, token_type_ids, others)
@@ -287,8 +287,9 @@ class GMAForCausalLM(GMAPreTrainedModel, GMAGenerationMixin):
         inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         inputs["inputs_embeds"] = inputs_embeds
         size = prefill_chunk_size or PREFILL_CHUNK
-        is_plain = labels is None and not any(kwargs.get(name) for name in NOT_IN_PIECES)
-        if cache is not None and is_plain and can_read_in_pieces(self.config, inputs, logits_to_keep, size):
+        asked = {name for name, value in kwargs.items() if value is not None and value is not False}
+        is_plain = cache is not None and labels is None and asked.isdisjoint(NOT_IN_PIECES)
+        if is_plain and can_read_in_pieces(self.config, inputs, logits_to_keep, size):
             kept = read_in_pieces(self.model, inputs, attention_mask, cache, logits_to_keep, size)
             return GMACausalLMOutput(logits=self.lm_head(kept), **{CACHE_NAME: cache})
         outputs = self.model(

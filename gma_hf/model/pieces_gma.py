@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from .additions_gma import additions_of
-from .compat_gma import CACHE_NAMES
+from .compat_gma import CACHE_NAME
 from .documents_gma import Documents, real_tokens
 
 
 # Arguments of the model's forward that make no sense with pieces, or whose output is not collected there
 NOT_WITH_PIECES = (
-    *("position_ids", *CACHE_NAMES, "inputs_embeds", "cu_seq_lens_q", "seq_idx"),
+    *("position_ids", CACHE_NAME, "inputs_embeds", "cu_seq_lens_q", "seq_idx"),
     *("output_attentions", "output_hidden_states", "output_responsibilities"),
 )
 

@@ -9,9 +9,11 @@ from gma_hf.analysis import (
     gradient_error,
     mean_gradients,
     observed_sensitivity,
+    one_side,
     responsibility_gradients,
     routing_sensitivity,
 )
+from gma_hf.analysis.theory import responsibilities_of
 from gma_hf.model.equations_gma import responsibilities
 
 

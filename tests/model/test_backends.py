@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +15,6 @@ from gma_hf.model.documents_gma import Documents
 from gma_hf.model.equations_gma import Mixture, score_weights
 from gma_hf.model.mixing_gma import mix_causal
 from gma_hf.model.operators_gma import CausalInputs
-
-
-CARD = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
 
 
 class OnGPU:
@@ -164,8 +160,9 @@ WITHOUT = """
 """
 
 
-def test_a_checkpoint_opens_without_triton(tmp_path):
+def test_a_checkpoint_opens_without_triton(make_config, make_model, tmp_path):
+    make_model(GMAForCausalLM, make_config("causal_additions")).save_pretrained(tmp_path / "model")
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(WITHOUT), str(CARD)]
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(WITHOUT), str(tmp_path / "model")]
     process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

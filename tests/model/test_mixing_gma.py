@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gma_hf.model import torch_routing_gma
-from gma_hf.model.torch_bidirectional_gma import bidirectional_mix
-from gma_hf.model.torch_causal_gma import causal_scan
 from gma_hf.model.additions_gma import log_forget_gate
 from gma_hf.model.documents_gma import Documents
 from gma_hf.model.equations_gma import Mixture, score_weights
 from gma_hf.model.mixing_gma import mix_bidirectional, mix_causal
+from gma_hf.model.torch_bidirectional_gma import bidirectional_mix
+from gma_hf.model.torch_causal_gma import causal_scan
 from gma_hf.reference import reference_mix, reference_responsibilities
 
 
@@ -210,7 +210,9 @@ def test_a_result_may_be_used_alone(compare, sequence, length, is_causal, index)
 )
 def test_the_chunk_size_does_not_matter(results, assert_all_close, sequence, document_ids, gates, chunk_size):
     arguments = sequence(65, gates, with_state=True)
-    actual, expected = (results(True, arguments, document_ids=document_ids, chunk_size=size) for size in (chunk_size, 10))
+    actual, expected = (
+        results(True, arguments, document_ids=document_ids, chunk_size=size) for size in (chunk_size, 10)
+    )
     assert_all_close(actual, expected)
 
 
@@ -330,7 +332,9 @@ def test_segments_are_documents_step_by_step(compare, sequence, padding_mask, ma
 def test_one_segment_is_none(results, sequence, length):
     arguments = sequence(length, "mild", with_state=True)
     zeros = torch.zeros(BATCH, length, dtype=torch.long)
-    for x, y in zip(*(results(True, arguments, document_ids=document_ids, chunk_size=4) for document_ids in (zeros, None))):
+    for x, y in zip(
+        *(results(True, arguments, document_ids=document_ids, chunk_size=4) for document_ids in (zeros, None))
+    ):
         assert torch.equal(x, y)
 
 
@@ -627,7 +631,9 @@ def test_a_compiled_mix_is_the_eager_one(assert_all_close, gradients, prepare):
     def both(arguments, fixed):
         mixture, tensors = ([arguments[name] for name in names] for names in (MIXTURE, SEQUENCES[:3]))
         inputs, state = (*tensors, score_weights(Mixture(*mixture)), EPSILON), arguments["state"]
-        causal = mix_causal(*inputs, 8, Documents(fixed["mask"], fixed["document_ids"]), log_decay=arguments["log_decay"], state=state)
+        causal = mix_causal(
+            *inputs, 8, Documents(fixed["mask"], fixed["document_ids"]), log_decay=arguments["log_decay"], state=state
+        )
         return [*causal, *mix_bidirectional(*inputs, Documents(fixed["mask"]), state=state)]
 
     torch._dynamo.reset()

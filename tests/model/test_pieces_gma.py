@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gma_hf import GMAModel
+from gma_hf.model.compat_gma import CACHE_NAME
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_lists_that_do_not_fit_the_pieces_are_refused(make_config, make_model, p
 
 
 @pytest.mark.parametrize(
-    "name", ["position_ids", "past_key_values", "inputs_embeds", "output_attentions", "output_hidden_states"]
+    "name", ["position_ids", CACHE_NAME, "inputs_embeds", "output_attentions", "output_hidden_states"]
 )
 def test_arguments_without_a_meaning_for_pieces_are_refused(make_config, make_model, pieces, name):
     model = make_model(GMAModel, make_config("bidirectional"))
