@@ -142,7 +142,7 @@ def test_a_returned_cache_continues(assert_close, model, prompt, padding, with_a
     second = model.generate(
         ids if with_all_tokens else ids[:, read:],
         attention_mask=mask,
-        past_key_values=first[CACHE_NAME],
+        **{CACHE_NAME: first[CACHE_NAME]},
         do_sample=False,
         **DETAILS,
     )
