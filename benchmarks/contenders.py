@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from gma_hf.model.functional_gma import append_ones, read, responsibilities, score_weights
+from gma_hf.model.equations_gma import append_ones, read, responsibilities, score_weights
 from gma_hf.model.mixing_gma import mix_causal
 
 from .linear_attention import EPSILON, chunked, elu_features

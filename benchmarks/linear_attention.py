@@ -6,7 +6,7 @@ for one token with a state. Other features than elu(x) + 1 make other mixers of 
 import torch
 import torch.nn.functional as F
 
-from gma_hf.model.functional_gma import append_ones, decay_between, read
+from gma_hf.model.equations_gma import append_ones, decay_between, read
 
 
 EPSILON = 1e-6  # of the division by the sum of the weights

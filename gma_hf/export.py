@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, PreTrainedModel
 
+from .model.cache_gma import adopt, shapes_of
+
 
 # Sizes of the example that is traced; any other works as well, 1 included
 BATCH, LENGTH = 2, 9
@@ -63,14 +65,11 @@ class DecoderStep(nn.Module):
     def initial_state(self, batch: int = 1) -> dict[str, Tensor]:
         """The state of `batch` rows before the first token."""
         config, state = self.model.config, {}
-        heads, width = config.num_attention_heads, config.head_dim + 1
-        for index, layer in enumerate(self.model.model.layers):
-            state[f"layers.{index}.state"] = torch.zeros(batch, heads, config.num_components, width)
-            if config.conv_kernel_size > 0:
-                weight = layer.attention.qkv_proj.weight
-                shape = (batch, config.conv_kernel_size - 1, len(weight))
-                state[f"layers.{index}.conv_tail"] = torch.zeros(shape, dtype=weight.dtype)
-        if config.position_embedding == "learned":
+        for index in range(config.num_hidden_layers):
+            for name, shape in shapes_of(config).items():
+                dtype = torch.float32 if name == "state" else self.model.dtype
+                state[f"layers.{index}.{name}"] = torch.zeros(batch, *shape, dtype=dtype)
+        if config.position_limit is not None:
             state["position"] = torch.zeros(batch, 1, dtype=torch.long)
         return state
 
@@ -85,13 +84,14 @@ class DecoderStep(nn.Module):
 
     def forward(self, input_ids: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """One token per row, `[batch, 1]`, and the state before it, to logits `[batch, vocabulary]` and the state."""
-        cache, position = DynamicCache(config=self.model.config), state.get("position")
+        config, position = self.model.config, state.get("position")
+        cache = adopt(DynamicCache(config=config), config)
         for index, layer in enumerate(cache.layers):
-            layer.update(state[f"layers.{index}.state"], state.get(f"layers.{index}.conv_tail"))
-        logits = self.model(input_ids, position_ids=position, past_key_values=cache, use_cache=True).logits
+            layer.update({name: state[f"layers.{index}.{name}"] for name in shapes_of(config)})
+        logits = self.model(input_ids, position_ids=position, cache=cache, use_cache=True).logits
         after = {} if position is None else {"position": position + 1}
         for index, layer in enumerate(cache.layers):
-            after |= {f"layers.{index}.state": layer.state, f"layers.{index}.conv_tail": layer.conv_tail}
+            after |= {f"layers.{index}.{name}": tensor for name, tensor in layer.tensors.items()}
         return logits[:, -1], {name: after[name] for name in state}
 
 

@@ -7,6 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 
+from .model.compat_gma import CACHE_NAME
+
 
 class TextSession:
     """
@@ -54,14 +56,19 @@ class TextSession:
             input_ids,
             # As long as everything that was read: so Transformers tells that `input_ids` is only the end of it
             attention_mask=input_ids.new_ones(1, self.num_read + input_ids.shape[1]),
+<<<<<<< HEAD
             past_key_values=self.cache,
             max_new_tokens=min(max_new_tokens, room),
+=======
+            **{CACHE_NAME: self.cache},
+            max_new_tokens=max_new_tokens,
+>>>>>>> 54e52c7588ee05fded39350d4f622e744a8a40a8
             streamer=streamer,
             return_dict_in_generate=True,
             num_beams=1,
             **choices,
         )
-        self.cache, self.unread = output.past_key_values, output.sequences[:, -1:]
+        self.cache, self.unread = output[CACHE_NAME], output.sequences[:, -1:]
         self.num_read += output.sequences.shape[1] - 1
         new_tokens = output.sequences[0, input_ids.shape[1] :]
         self.is_full = len(new_tokens) == room < max_new_tokens
@@ -72,8 +79,8 @@ class TextSession:
         """Reads the last token that was generated too, and returns the cache, which then holds the whole text."""
         if self.unread.shape[1] > 0:
             mask = self.unread.new_ones(1, self.num_read + 1)
-            output = self.model(self.unread, attention_mask=mask, past_key_values=self.cache, use_cache=True)
-            self.cache, self.num_read, self.unread = output.past_key_values, self.num_read + 1, self.unread[:, :0]
+            output = self.model(self.unread, attention_mask=mask, use_cache=True, **{CACHE_NAME: self.cache})
+            self.cache, self.num_read, self.unread = output[CACHE_NAME], self.num_read + 1, self.unread[:, :0]
         return self.cache
 
     def _encode(self, text: str) -> torch.Tensor:
@@ -114,8 +121,8 @@ def longest_text(config: Any) -> int | None:
 
 
 def keeps_a_cache(model: PreTrainedModel) -> bool:
-    """Whether `model` returns what it has read as `past_key_values`, found out with one token."""
+    """Return whether `model` returns what it has read in a cache, found out with one token."""
     with torch.no_grad():
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         output = model(token, attention_mask=torch.ones_like(token), use_cache=True)
-    return getattr(output, "past_key_values", None) is not None
+    return getattr(output, CACHE_NAME, None) is not None

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from .model.cache_gma import adopt, is_gma
 from .model.identity_gma import ModelIdentity
 
 
@@ -46,11 +47,11 @@ class GMAState:
             raise ValueError(f"`cache` must be one that a GMA model has read tokens into, but it is {cache}.")
         tensors = {}
         for index, layer in enumerate(cache.layers):
-            if getattr(layer, "_layer_type", None) == "gma":
-                held = {"state": layer.state, "conv_tail": layer.conv_tail}
+            if is_gma(layer):
+                held = layer.tensors
             else:  # a static cache also has room for tokens to come
                 held = {"keys": layer.keys[:, :, :tokens], "values": layer.values[:, :, :tokens]}
-            tensors |= {f"layers.{index}.{name}": x.detach().clone() for name, x in held.items() if x is not None}
+            tensors |= {f"layers.{index}.{name}": x.detach().clone() for name, x in held.items()}
         return cls(tensors, tokens, identity)
 
     @property
@@ -81,7 +82,7 @@ class GMAState:
             allowed = "a positive integer" if self.batch_size == 1 else f"{self.batch_size}, the rows of the state"
             raise ValueError(f"`batch_size` must be {allowed}, but it is {batch_size!r}.")
         dtypes = {"state": torch.promote_types(model.dtype, torch.float32)}
-        cache = DynamicCache(config=model.config)
+        cache = adopt(DynamicCache(config=model.config), model.config)
         cache.identity = self.identity
         for index, layer in enumerate(cache.layers):
             prefix = f"layers.{index}."
@@ -92,7 +93,7 @@ class GMAState:
             }
             held = {name: x.to(model.device, dtypes.get(name, model.dtype), copy=True) for name, x in held.items()}
             if "state" in held:
-                layer.update(held["state"], held.get("conv_tail"), self.tokens)
+                layer.update(held, self.tokens)
             else:
                 layer.update(held["keys"], held["values"])
                 if getattr(layer, "is_sliding", False):

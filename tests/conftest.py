@@ -135,8 +135,9 @@ def make_model():
 @pytest.fixture(scope="session")
 def assert_close():
     """
-    `assert_close(actual, expected, tolerance)`: no entry is off by more than `tolerance` of the largest entry, or of
-    `at_least`, for what is small only because large terms cancel.
+    `assert_close(actual, expected, tolerance)`: no entry is off by more than `tolerance` of the largest entry, and
+    none by more than ten times `tolerance` of the largest in its row, where that is more than a hundredth of the
+    largest of all; or of `at_least`, for what is small only because large terms cancel.
     """
 
     def check(
@@ -151,9 +152,13 @@ def assert_close():
             return
         actual, expected = actual.detach().double(), expected.detach().double()
         assert actual.isfinite().all() and expected.isfinite().all(), f"{what}: not finite"
-        error = (actual - expected).abs().max().item()
-        scale = expected.abs().max().item()
+        errors, scale = (actual - expected).abs(), expected.abs().max().item()
+        error = errors.max().item()
         assert error <= tolerance * max(scale, at_least), f"{what}: off by {error:.3g}, largest {scale:.3g}"
+        if expected.ndim > 1:
+            of_rows = expected.abs().amax(-1).clamp_min(max(scale / 100, at_least))
+            worst = (errors.amax(-1) / of_rows).max().item()
+            assert worst <= 10 * tolerance, f"{what}: a row is off by {worst:.3g} of its largest entry"
 
     return check
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, StaticCache
 
 from gma_hf import GMAForCausalLM, GMAState
+from gma_hf.model.compat_gma import CACHE_NAME
 
 
 NAMES = ["causal", "causal_additions", "causal_hybrid", "sliding"]
@@ -51,7 +52,7 @@ def ids(random_rows):
 
 def read(model, ids):
     with torch.no_grad():
-        return GMAState.from_cache(model(ids, use_cache=True).past_key_values)
+        return GMAState.from_cache(model(ids, use_cache=True)[CACHE_NAME])
 
 
 @pytest.mark.parametrize("model", NAMES, indirect=True)
@@ -78,7 +79,7 @@ def test_generation_goes_on_from_a_state(assert_close, model, ids):
     for _ in range(2):  # a state is not used up
         cache = state.to_cache(model)
         assert cache.get_seq_length() == 29
-        actual = model.generate(ids, past_key_values=cache, **settings)
+        actual = model.generate(ids, **{CACHE_NAME: cache}, **settings)
         assert torch.equal(actual.sequences, expected.sequences)
         assert_close(torch.stack(actual.logits), torch.stack(expected.logits), 1e-4)
 

@@ -4,11 +4,11 @@ from .analyze import analyze
 from .callback import RoutingCallback
 from .tables import Analysis, alignment, bhattacharyya_distances
 from .theory import (
-    Mixture,
     affinity_properties,
     gradient_error,
     mean_gradients,
     observed_sensitivity,
+    one_side,
     responsibility_gradients,
     routing_sensitivity,
 )
@@ -16,7 +16,6 @@ from .theory import (
 
 __all__ = [
     "Analysis",
-    "Mixture",
     "RoutingCallback",
     "affinity_properties",
     "alignment",
@@ -25,6 +24,7 @@ __all__ = [
     "gradient_error",
     "mean_gradients",
     "observed_sensitivity",
+    "one_side",
     "responsibility_gradients",
     "routing_sensitivity",
 ]

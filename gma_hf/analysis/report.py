@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ..conversion.calibration import mixer_inputs
+from ..model.documents_gma import Documents
 from .counts import SIDES
 from .tables import Analysis
-from .theory import Mixture, affinity_properties, gradient_error, observed_sensitivity, routing_sensitivity
+from .theory import affinity_properties, gradient_error, observed_sensitivity, one_side, routing_sensitivity
 
 
 SHOWN_TOKENS = 256  # of the text, at most: the figures of the theory grow with their square
@@ -80,8 +81,9 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
 def _layer(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
     """Largest responsibilities of the shown tokens, and a map of tokens and components."""
     routing, maps = [], []
-    vectors = attention.routing_vectors(hidden_states, mask)
-    for gamma, vector in zip(attention.responsibilities(hidden_states, mask), vectors):
+    heads, _ = attention.project(hidden_states, Documents(mask), {})
+    gammas = attention(hidden_states, Documents(mask), output_responsibilities=True).responsibilities
+    for gamma, vector in zip(gammas, (heads.queries, heads.keys)):
         values, places = gamma[0].topk(min(TOP, gamma.shape[-1]), dim=-1)  # [H, T, TOP]
         routing.append({"component": places.tolist(), "value": _rounded(values, 4)})
         maps.append([_plane(means, x) for means, x in zip(attention.mixture.means, vector[0])])
@@ -90,14 +92,15 @@ def _layer(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.
 
 def _theory(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
     """What the mathematics promises, `[sides][heads]`, of the first tokens, moved by a tenth of their size."""
-    vectors = [x[0, :, :SENTENCE_TOKENS].double() for x in attention.routing_vectors(hidden_states, mask)]
+    heads, _ = attention.project(hidden_states, Documents(mask), {})
+    vectors = [x[0, :, :SENTENCE_TOKENS].double() for x in (heads.queries, heads.keys)]
     figures: dict[str, Any] = {"bound": [], "observed": [], "gradient_error": []}
     for side, x in enumerate(vectors):
-        mixture, radius = Mixture.of(attention.mixture, side), MOVE * x.norm(dim=-1).mean().item()
+        mixture, radius = one_side(attention.mixture, side), MOVE * x.norm(dim=-1).mean().item()
         figures["bound"].append(_rounded(routing_sensitivity(mixture, x, radius).mean(-1), 4))
         figures["observed"].append(_rounded(observed_sensitivity(mixture, x, radius).mean(-1), 4))
         figures["gradient_error"].append(gradient_error(mixture, x).tolist())
-    weights = attention(hidden_states, attention_mask=mask, output_attentions=True)[1][0]
+    weights = attention(hidden_states, Documents(mask), output_attentions=True).affinity[0]
     return figures | {name: _rounded(value, 6) for name, value in affinity_properties(weights).items()}
 
 
@@ -130,7 +133,7 @@ def _sentences(analysis: Analysis, text: str) -> list[dict[str, Any]]:
             analysis.model, analysis.counts.layer_indices, [batch]
         ).items():
             attention = analysis.model.base_model.layers[index].attention
-            weights = attention(hidden_states, attention_mask=mask, output_attentions=True)[1]
+            weights = attention(hidden_states, Documents(mask), output_attentions=True).affinity
             affinity.append(_rounded(weights[0], 3))
         pieces.append({"text": [analysis.texts[id_] for id_ in batch["input_ids"][0].tolist()], "affinity": affinity})
     return pieces

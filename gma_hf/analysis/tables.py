@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .counts import SIDES, RoutingCounts
 from .labels import FREQUENCY_BANDS, LENGTHS, SURFACE_FORMS, frequency_bands, lengths, surface_forms, token_texts
-from .theory import Mixture
+from .theory import one_side
 
 
 # A component is dead when it has less than this of an equal share of the mass
@@ -53,7 +53,7 @@ class Analysis:
     @cached_property
     def distances(self) -> list[list[torch.Tensor]]:
         """Bhattacharyya distances of the components, `[layers][sides]` of `[H, K, K]`; a temperature widens them."""
-        mixtures = [[Mixture.of(mixture, side) for side in range(len(SIDES))] for mixture in self.mixtures]
+        mixtures = [[one_side(mixture, side) for side in range(len(SIDES))] for mixture in self.mixtures]
         return [
             [bhattacharyya_distances(of.means, of.variances / of.temperature[:, None, None]) for of in sides]
             for sides in mixtures

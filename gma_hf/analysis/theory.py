@@ -1,41 +1,32 @@
 """What the mathematics promises of the routing (paper section 3), as figures of a model."""
 
-from typing import NamedTuple
-
 import torch
 
-from ..model.functional_gma import ScoreWeights, score_weights
+from ..model.equations_gma import Mixture, score_weights
 
 
-class Mixture(NamedTuple):
-    """One side of the components of some heads, float64."""
+def one_side(mixture: torch.nn.Module, side: int) -> Mixture:
+    """Return the components of a `GaussianMixture` as one side sees them (0: queries, 1: keys), in float64, with a
+    temperature `[H]`."""
+    components = mixture.components()
+    temperature = torch.ones_like(components.prior_logits[:, 0])
+    if components.temperature is not None:
+        temperature = components.temperature[side]
+    return Mixture(*(value.detach().double() for value in components._replace(temperature=temperature)))
 
-    means: torch.Tensor  # mu, [H, K, d_r]
-    variances: torch.Tensor  # sigma^2, [H, K, d_r]
-    prior_logits: torch.Tensor  # alpha, [H, K]
-    temperature: torch.Tensor  # factor on the scores, [H]
 
-    @classmethod
-    def of(cls, mixture: torch.nn.Module, side: int) -> "Mixture":
-        """Of a `GaussianMixture` of a model; side 0: queries, 1: keys."""
-        temperature = torch.ones(len(mixture.means), dtype=torch.float64, device=mixture.means.device)
-        if mixture.log_temperature is not None:
-            temperature = mixture.log_temperature[side].detach().double().exp()
-        values = (mixture.means, mixture.variances, mixture.prior_logits)
-        return cls(*(value.detach().double() for value in values), temperature)
+def responsibilities_of(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """Return the responsibilities of one side's `[H, N, d_r]`, `[H, N, K]` (paper eq. 2)."""
+    scores = score_weights(mixture._replace(temperature=mixture.temperature.expand(2, -1)))
+    centred = x - scores.centre[:, None]
+    features = torch.cat([centred * centred, centred], dim=-1)
+    return (features @ scores.weights[0] + scores.constant[0][:, None]).softmax(dim=-1)
 
-    def responsibilities(self, x: torch.Tensor) -> torch.Tensor:
-        """Of `[H, N, d_r]`, `[H, N, K]` (paper eq. 2)."""
-        temperature = self.temperature.expand(2, -1)
-        scores: ScoreWeights = score_weights(self.means, self.variances, self.prior_logits, temperature)
-        centred = x - scores.centre[:, None]
-        features = torch.cat([centred * centred, centred], dim=-1)
-        return (features @ scores.weights[0] + scores.constant[0][:, None]).softmax(dim=-1)
 
-    def score_gradients(self, x: torch.Tensor) -> torch.Tensor:
-        """`d s_k / d x = -(x - mu_k) / sigma_k^2 = -d s_k / d mu_k` of `[H, N, d_r]`, `[H, N, K, d_r]`."""
-        gradients = -(x[:, :, None] - self.means[:, None]) / self.variances[:, None]
-        return gradients * self.temperature[:, None, None, None]
+def score_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """Return `d s_k / d x = -(x - mu_k) / sigma_k^2 = -d s_k / d mu_k` of `[H, N, d_r]`, `[H, N, K, d_r]`."""
+    gradients = -(x[:, :, None] - mixture.means[:, None]) / mixture.variances[:, None]
+    return gradients * mixture.temperature[:, None, None, None]
 
 
 def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +40,7 @@ def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     Returns:
         `[H, N, K, d_r]`.
     """
-    gamma, gradients = mixture.responsibilities(x)[..., None], mixture.score_gradients(x)
+    gamma, gradients = responsibilities_of(mixture, x)[..., None], score_gradients(mixture, x)
     return gamma * (gradients - (gamma * gradients).sum(dim=2, keepdim=True))
 
 
@@ -64,7 +55,7 @@ def mean_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     Returns:
         `[H, K, K, d_r]`, `k` before `l`.
     """
-    gamma, gradients = mixture.responsibilities(x), -mixture.score_gradients(x)
+    gamma, gradients = responsibilities_of(mixture, x), -score_gradients(mixture, x)
     own = torch.einsum("hnk,hnkd->hkd", gamma, gradients)
     return torch.diag_embed(own.mT).permute(0, 2, 3, 1) - torch.einsum("hnk,hnl,hnld->hkld", gamma, gamma, gradients)
 
@@ -88,7 +79,7 @@ def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> tor
     Returns:
         `[H, N]`.
     """
-    gradients = mixture.score_gradients(x)
+    gradients = score_gradients(mixture, x)
     apart = torch.cdist(gradients, gradients)  # [H, N, K, K]
     precisions = mixture.temperature[:, None, None] / mixture.variances
     curvature = torch.cdist(precisions, precisions, p=float("inf"))
@@ -110,15 +101,15 @@ def observed_sensitivity(
     steepest = torch.linalg.svd(responsibility_gradients(mixture, x), full_matrices=False).Vh[..., 0, :]
     moves = torch.cat([moves, steepest[None], -steepest[None]])
     moves = moves / moves.norm(dim=-1, keepdim=True).clamp_min(1e-30) * radius
-    before = mixture.responsibilities(x)
-    return torch.stack([(mixture.responsibilities(x + move) - before).abs().sum(-1) for move in moves]).amax(0)
+    before = responsibilities_of(mixture, x)
+    return torch.stack([(responsibilities_of(mixture, x + move) - before).abs().sum(-1) for move in moves]).amax(0)
 
 
 def gradient_error(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     """How far `responsibility_gradients` and `mean_gradients` are from autograd, over their size: `[H]`."""
     with torch.enable_grad():
         x, means = x.detach().requires_grad_(), mixture.means.detach().requires_grad_()
-        gamma = mixture._replace(means=means).responsibilities(x).sum(dim=1)  # tokens do not depend on each other
+        gamma = responsibilities_of(mixture._replace(means=means), x).sum(dim=1)  # tokens do not depend on each other
         columns = [torch.autograd.grad(column.sum(), (x, means), retain_graph=True) for column in gamma.unbind(-1)]
     of_x, of_means = torch.stack([of for of, _ in columns], dim=2), torch.stack([of for _, of in columns], dim=1)
     x = x.detach()

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from ..model.attention_gma import GaussianMixture, GaussianMixtureAttention, SoftmaxAttention
+from ..model.attention_gma import GaussianMixtureAttention
+from ..model.equations_gma import raw_variances
 from ..model.modeling_gma import GMAPreTrainedModel
+from ..model.softmax_gma import SoftmaxAttention
 from .calibration import Batch, mixer_inputs
-from .mixture_fit import Mixture, fit_mixture
+from .mixture_fit import Start, fit_mixture
 
 
 # What of a GMAConfig may be chosen. The routing width is that of the source's heads, whose queries and keys carry
@@ -98,15 +100,14 @@ def carry_projections(new: GaussianMixtureAttention, old: SoftmaxAttention) -> N
     new.qkv_proj.bias.copy_(torch.cat([projection.bias for projection in projections]))
 
 
-def set_mixture(attention: GaussianMixtureAttention, start: Mixture) -> None:
-    """Puts a fitted mixture, and the balance of queries and keys that belongs to it, into a GMA layer."""
+def set_mixture(attention: GaussianMixtureAttention, start: Start) -> None:
+    """Put a fitted mixture, and the balance of queries and keys that belongs to it, into a GMA layer."""
     width = attention.config.routing_dim
     balance = start.balance.repeat_interleave(width)
     factors = torch.cat([balance, 1 / balance, torch.ones_like(balance)])
     attention.qkv_proj.weight.mul_(factors[:, None])
     attention.qkv_proj.bias.mul_(factors)
-    mixture: GaussianMixture = attention.mixture
-    mixture.means.copy_(start.means)
-    mixture.prior_logits.copy_(start.prior_logits)
-    softplus = start.variances - mixture.variance_floor
-    mixture.raw_variances.copy_(softplus + (-torch.expm1(-softplus)).log())
+    mixture = attention.mixture
+    mixture.means.copy_(start.mixture.means)
+    mixture.prior_logits.copy_(start.mixture.prior_logits)
+    mixture.raw_variances.copy_(raw_variances(start.mixture.variances, mixture.variance_floor))

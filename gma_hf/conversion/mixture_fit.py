@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..model.attention_gma import SoftmaxAttention
 from ..model.configuration_gma import GMAConfig
-from ..model.functional_gma import score_weights
+from ..model.documents_gma import Documents
+from ..model.equations_gma import Mixture, score_weights
 from ..model.mixing_gma import mix_bidirectional, mix_causal
+from ..model.softmax_gma import SoftmaxAttention
 
 
 KMEANS_STEPS = 12
@@ -20,13 +21,11 @@ KMEANS_POINTS = 4096
 VARIANCES = tuple(2.0**n for n in range(7))
 
 
-class Mixture(NamedTuple):
+class Start(NamedTuple):
     """What a GMA layer starts from, beside the projections."""
 
     balance: torch.Tensor  # [H]: queries are multiplied by it and keys divided, which no softmax notices
-    means: torch.Tensor  # [H, K, d_r]
-    variances: torch.Tensor  # [H, K, d_r]
-    prior_logits: torch.Tensor  # [H, K]
+    mixture: Mixture
 
 
 class Heads(NamedTuple):
@@ -41,9 +40,9 @@ class Heads(NamedTuple):
 
 def fit_mixture(
     attention: SoftmaxAttention, inputs: list[tuple[torch.Tensor, torch.Tensor]], config: GMAConfig, seed: int = 0
-) -> Mixture:
+) -> Start:
     """
-    The means are those of k-means on queries and keys together. All components of a head have one variance, since in
+    Return where a GMA layer starts. The means are those of k-means on queries and keys together. All components of a head have one variance, since in
     tens of dimensions the posteriors of clusters with their own variances are all but hard; it and the priors (equal,
     or the shares of the clusters) are those with which the head's outputs are nearest to the softmax layer's.
 
@@ -68,13 +67,15 @@ def fit_mixture(
     means, variance, shares = kmeans(points, config.num_components, torch.Generator().manual_seed(seed))
     variance = variance[:, None, None].expand_as(means).clamp(min=2 * config.variance_floor)
     starts = [
-        Mixture(balance, means, variance * factor, prior_logits)
+        Mixture(means, variance * factor, prior_logits)
         for factor in VARIANCES
         for prior_logits in (torch.zeros_like(shares), shares.log())
     ]
     errors = torch.stack([output_errors(start, batches, config) for start in starts])
     best = errors.argmin(dim=0)
-    return Mixture(*(torch.stack(x)[best, torch.arange(len(best), device=best.device)] for x in zip(*starts)))
+    heads = torch.arange(len(best), device=best.device)
+    parts = (torch.stack(x)[best, heads] for x in zip(*(start[:3] for start in starts)))
+    return Start(balance, Mixture(*parts))
 
 
 def softmax_heads(attention: SoftmaxAttention, hidden_states: torch.Tensor, mask: torch.Tensor) -> Heads:
@@ -95,16 +96,16 @@ def points_of(batches: list[Heads], side: str) -> torch.Tensor:
     return torch.cat([getattr(batch, side).transpose(0, 1)[:, batch.mask] for batch in batches], dim=1)
 
 
-def output_errors(start: Mixture, batches: list[Heads], config: GMAConfig) -> torch.Tensor:
-    """Squared difference between the outputs of GMA heads and those of the softmax layer, summed, `[H]`."""
-    scores = score_weights(start.means, start.variances, start.prior_logits)
-    total = torch.zeros_like(start.balance)
+def output_errors(mixture: Mixture, batches: list[Heads], config: GMAConfig) -> torch.Tensor:
+    """Return the summed squared difference between the outputs of GMA heads and the softmax layer's, `[H]`."""
+    scores = score_weights(mixture)
+    total = torch.zeros_like(mixture.means[:, 0, 0])
     for batch in batches:
         inputs = (batch.queries, batch.keys, batch.values, scores, config.read_epsilon)
         if config.is_causal:
-            outputs, _ = mix_causal(*inputs, config.chunk_size, batch.mask)
+            outputs, _ = mix_causal(*inputs, config.chunk_size, Documents(batch.mask))
         else:
-            outputs, _ = mix_bidirectional(*inputs, batch.mask)
+            outputs, _ = mix_bidirectional(*inputs, Documents(batch.mask))
         total += (outputs - batch.outputs).transpose(0, 1)[:, batch.mask].square().sum(dim=(1, 2))
     return total
 

@@ -5,9 +5,10 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_gma import GaussianMixtureAttention, SoftmaxAttention
+from .attention_gma import GaussianMixtureAttention, MixerOutput
 from .configuration_gma import GMAConfig
-from .masking_gma import first_real_token, last_real_token
+from .documents_gma import first_real_token, last_real_token
+from .softmax_gma import SoftmaxAttention
 
 
 class GMAEmbeddings(nn.Module):
@@ -67,16 +68,17 @@ class GMABlock(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        mixed, *_ = self.attention(self.mixer_input(hidden_states), **kwargs)
-        return self.after_mixer(hidden_states, mixed)
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> MixerOutput:
+        """Return the residual stream after the block, `[batch, N, hidden]`, and what else the mixer gives."""
+        mixed = MixerOutput(*self.attention(self.mixer_input(hidden_states), **kwargs))
+        return mixed._replace(hidden_states=self.after_mixer(hidden_states, mixed.hidden_states))
 
     def mixer_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the mixer gets of the residual stream, `[batch, N, hidden]`."""
+        """Return what the mixer gets of the residual stream, `[batch, N, hidden]`."""
         return self.attention_norm(hidden_states) if self.is_pre_norm else hidden_states
 
     def after_mixer(self, hidden_states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-        """The residual stream after the block, from that before it and the mixer's output, `[batch, N, hidden]`."""
+        """Return the residual stream after the block, from that before it and the mixer's output."""
         hidden_states = hidden_states + self.dropout(mixed)
         if self.is_pre_norm:
             return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))

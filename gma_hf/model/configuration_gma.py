@@ -1,11 +1,13 @@
 """Configuration of the GMA model family."""
 
 import math
+from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
-from transformers import configuration_utils
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+
+from .compat_gma import allow_layer_type
 
 
 LAYER_TYPES = ("gma", "full_attention", "sliding_attention")
@@ -15,12 +17,9 @@ CHOICES = {
     "hidden_act": tuple(ACT2FN),
     "classifier_act": tuple(ACT2FN),
     "classifier_pooling": ("cls", "mean"),
-    "mixer_backend": ("auto", "torch", "triton", "fla"),
+    "mixer_backend": ("auto", "torch", "triton"),
 }
-
-# When Trainer resumes, it opens config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
-if "gma" not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES:
-    configuration_utils.ALLOWED_ATTN_LAYER_TYPES += ("gma",)
+allow_layer_type("gma")
 
 # Every Auto class that opens a checkpoint as custom code, by the style that it makes sense for.
 _AUTO_MAP = {
@@ -72,7 +71,7 @@ class GMAConfig(PreTrainedConfig):
         variance_floor (`float`): eps_sigma in `sigma^2 = softplus(omega) + eps_sigma` (paper section 3.7).
         read_epsilon (`float`): eps in the read `O = GammaQ M / (GammaQ z + eps)`.
         chunk_size (`int`): tokens per chunk of the causal scan in PyTorch, at most 256; changes speed and memory, not
-            the result. Our kernels and flash-linear-attention have 64.
+            the result. Our kernels have 64.
         routing_temperature (`float`, *optional*): what the scores are scaled by at the start of training (smaller:
             smoother responsibilities). It goes into the initial variances, or, with `normalize_routing`, into the
             temperatures. When `None`, 0.2 at routing width 32, and what spreads the scores as far at other widths.
@@ -84,14 +83,11 @@ class GMAConfig(PreTrainedConfig):
             mass alike. Causal only. Not in the paper; off by default.
         output_gate (`bool`): what a token reads is multiplied by `silu` of a linear map of the layer's input, before
             the output projection. Not in the paper; off by default.
-        mixer_backend (`"auto"`, `"torch"`, `"triton"` or `"fla"`): what computes the causal mixer: PyTorch alone; our
-            Triton kernels (an NVIDIA GPU of compute capability 8.0 or more, up to 256 components); or
-            flash-linear-attention (`pip install gma-hf[fla]`, CUDA only; `torch.compile` breaks the graph there).
-            For half-precision inputs the latter two round what they multiply beside the scores to 10 bits or more;
-            for float32 our kernels are as good as float32, flash-linear-attention is not (TF32). `"auto"` takes our
-            kernels on CUDA, and for what they do not take flash-linear-attention where it is installed (not under
-            `torch.compile`), else PyTorch. One token at a time, float64 and bidirectional models are always computed
-            by PyTorch.
+        mixer_backend (`"auto"`, `"torch"` or `"triton"`): what computes the causal mixer: PyTorch alone, or our
+            Triton kernels (an NVIDIA GPU of compute capability 8.0 or more, up to 256 components, not float64). For
+            half-precision inputs the kernels round some factors of their matrix products to 10 bits or more; for
+            float32 they are as good as float32. `"auto"` takes the kernels where they take the inputs, else PyTorch.
+            One token at a time and bidirectional models are always computed by PyTorch.
 
     Raises:
         ValueError: for a value that is not allowed; the sentence names the argument, its value and what is allowed.
@@ -176,6 +172,11 @@ class GMAConfig(PreTrainedConfig):
         self.validate_layer_type()
         # Only the class that is saved enters the map by itself, but a checkpoint is to open under every Auto class.
         self.auto_map = {**_AUTO_MAP, **(_AUTO_MAP_CAUSAL if self.is_causal else _AUTO_MAP_BIDIRECTIONAL)}
+
+    @property
+    def position_limit(self) -> int | None:
+        """Number of tokens that a sequence may have, or None where there are no positions."""
+        return self.max_position_embeddings if self.position_embedding == "learned" else None
 
     @property
     def head_dim(self) -> int:
@@ -281,5 +282,8 @@ class GMAConfig(PreTrainedConfig):
         choices |= {"pad_token_id": 0, "use_cache": False}
         return cls(**{**choices, **kwargs})
 
+
+_NAMES = [field.name for field in fields(GMAConfig)]
+MIXER_FIELDS = tuple(_NAMES[_NAMES.index("num_components") :])  # they stand last in the class
 
 __all__ = ["GMAConfig"]

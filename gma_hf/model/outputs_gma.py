@@ -1,6 +1,7 @@
 """Outputs of the family: Transformers' own with the responsibilities of each GMA layer, where they are asked for."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.modeling_outputs import (
@@ -12,6 +13,8 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+
+from .compat_gma import CACHE_NAME
 
 
 # Of queries and of keys, `[batch, heads, N, K]`
@@ -51,3 +54,15 @@ class GMAQuestionAnsweringOutput(QuestionAnsweringModelOutput):
 @dataclass
 class GMAMultipleChoiceOutput(MultipleChoiceModelOutput):
     responsibilities: tuple[Responsibilities, ...] | None = None
+
+
+def of_head(kind: type, network: GMAModelOutput, **own: Any) -> Any:
+    """Return the output `kind` of a head: what is its `own`, and what the network gave beside its hidden states."""
+    shared = {
+        "hidden_states": network.hidden_states,
+        "attentions": network.attentions,
+        "responsibilities": network.responsibilities,
+    }
+    if kind in (GMACausalLMOutput, GMASequenceClassifierOutput):
+        shared[CACHE_NAME] = network.get(CACHE_NAME)
+    return kind(**own, **shared)

@@ -5,15 +5,16 @@ import torch
 
 from gma_hf import GMAConfig, GMAModel
 from gma_hf.analysis import (
-    Mixture,
     affinity_properties,
     gradient_error,
     mean_gradients,
     observed_sensitivity,
+    one_side,
     responsibility_gradients,
     routing_sensitivity,
 )
-from gma_hf.model.functional_gma import responsibilities
+from gma_hf.analysis.theory import responsibilities_of
+from gma_hf.model.equations_gma import responsibilities
 
 
 @pytest.fixture(params=[False, True])
@@ -39,9 +40,9 @@ def attention(request):
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_responsibilities_and_gradients_are_the_models(attention, side):
-    mixture = Mixture.of(attention.mixture, side)
+    mixture = one_side(attention.mixture, side)
     x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
-    gamma = mixture.responsibilities(x)
+    gamma = responsibilities_of(mixture, x)
     of_model = responsibilities(x[None].float(), x[None].float(), attention.mixture())[side][0]
     assert torch.allclose(gamma.float(), of_model, atol=1e-5)
     expected = torch.stack(
@@ -49,7 +50,7 @@ def test_responsibilities_and_gradients_are_the_models(attention, side):
     )
     assert torch.allclose(responsibility_gradients(mixture, x.detach()), expected, atol=1e-10)
     means = mixture.means.clone().requires_grad_()
-    moved = mixture._replace(means=means).responsibilities(x.detach()).sum(1)
+    moved = responsibilities_of(mixture._replace(means=means), x.detach()).sum(1)
     of_means = [torch.autograd.grad(moved[:, k].sum(), means, retain_graph=True)[0] for k in range(moved.shape[-1])]
     assert torch.allclose(mean_gradients(mixture, x.detach()), torch.stack(of_means, dim=1), atol=1e-10)
     assert gradient_error(mixture, x).max() < 1e-10
@@ -57,7 +58,7 @@ def test_responsibilities_and_gradients_are_the_models(attention, side):
 
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0])
 def test_the_bound_holds_and_says_something(attention, radius):
-    mixture = Mixture.of(attention.mixture, 0)
+    mixture = one_side(attention.mixture, 0)
     x = torch.randn(2, 50, 6, dtype=torch.float64)
     bound, observed = routing_sensitivity(mixture, x, radius), observed_sensitivity(mixture, x, radius)
     assert bound.shape == observed.shape == (2, 50)

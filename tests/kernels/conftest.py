@@ -1,7 +1,6 @@
 """Where the kernels can be run: on a GPU, or in Triton's interpreter (`make test-kernels`)."""
 
 import os
-import warnings
 
 import pytest
 import torch
@@ -39,31 +38,3 @@ def _products_of_bfloat16(monkeypatch):
         return dot(self, a, b, *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-
-
-@pytest.fixture
-def fla(monkeypatch):
-    """
-    flash-linear-attention. For the interpreter, each kernel is given one choice of its block sizes, since there is
-    no GPU to try them on, and a `range` that yields tensors, since its kernels call a method of the index.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Triton is not supported on current platform", UserWarning)
-        pytest.importorskip("fla.ops.simple_gla", reason="flash-linear-attention is not installed")
-    if not IS_INTERPRETED:
-        return
-    from fla.ops.common import chunk_h, chunk_o
-    from fla.ops.utils import cumsum
-    from triton.runtime import interpreter
-
-    def tensor_range(*bounds):
-        numbers = (int(x.handle.data.item()) if hasattr(x, "handle") else int(x) for x in bounds)
-        return (interpreter._implicit_cvt(index) for index in range(*numbers))
-
-    for module in (chunk_h, chunk_o, cumsum):
-        monkeypatch.setattr(module, "range", tensor_range, raising=False)
-        for kernel in vars(module).values():
-            while hasattr(kernel, "fn"):
-                if hasattr(kernel, "configs"):
-                    monkeypatch.setattr(kernel, "configs", kernel.configs[:1])
-                kernel = kernel.fn

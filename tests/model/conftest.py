@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gma_hf.model.functional_gma import log_forget_gate
+from gma_hf.model.additions_gma import log_forget_gate
 
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

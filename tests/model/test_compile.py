@@ -28,10 +28,10 @@ def test_a_training_step_is_one_graph(make_config, make_model, random_rows, asse
     mask = torch.ones_like(ids).index_fill(1, torch.arange(3), 0) if masked else None
     losses = [f(input_ids=ids, attention_mask=mask, labels=ids).loss for f in (model, compiled(model))]
     assert_close(losses[1], losses[0], 1e-6)
-    gradients = [torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) for loss in losses]
-    for eager, graph in zip(*gradients):
-        if eager is not None:
-            assert_close(graph, eager, 1e-4, at_least=1e-3)
+    parameters = dict(model.named_parameters())
+    gradients = [torch.autograd.grad(loss, list(parameters.values())) for loss in losses]
+    for key, eager, graph in zip(parameters, *gradients, strict=True):
+        assert_close(graph, eager, 1e-4, key, at_least=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])

@@ -13,6 +13,7 @@ from gma_hf import (
     GMAModel,
 )
 from gma_hf.model.attention_gma import GaussianMixtureAttention
+from gma_hf.model.documents_gma import Documents
 
 
 CAUSAL = ["causal", "causal_additions", "causal_hybrid"]
@@ -207,9 +208,9 @@ def test_the_affinity_is_what_the_mixer_applied(make_config, make_model, assert_
     hidden_states, mask = torch.randn(2, 19, 24), inputs_of(GMAModel)["attention_mask"].bool()
     values, projected = [], []
     mixer.o_proj.register_forward_hook(lambda module, inputs, output: projected.append(inputs[0]))
-    project = mixer.convolution or mixer.qkv_proj
+    project = mixer.qkv_proj if mixer.convolution is None else mixer.convolution
     project.register_forward_hook(lambda module, inputs, output: values.append(output))
-    _, weights = mixer(hidden_states, attention_mask=mask, output_attentions=True)
+    weights = mixer(hidden_states, Documents(mask), output_attentions=True).affinity
     projected_all = values[0] if mixer.convolution is None else values[0][0]
     value = projected_all[..., -24:]
     read = weights @ value.unflatten(-1, (2, -1)).transpose(1, 2)

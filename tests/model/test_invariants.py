@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel
 from gma_hf.model.attention_gma import GaussianMixtureAttention
+from gma_hf.model.compat_gma import CACHE_NAME
 
 
 CAUSAL = ["causal", "causal_additions", "causal_hybrid", "causal_hybrid_additions"]
@@ -54,7 +55,7 @@ def test_cutting_a_sequence_changes_nothing(language_model, random_rows, pad_row
     whole = model(ids, attention_mask=mask, use_cache=True)
     logits, cache = read_in_pieces(model, ids, cuts, mask)
     assert_close(logits[real], whole.logits[real], 1e-4)
-    for one, other in zip(cache.layers, whole.past_key_values.layers):
+    for one, other in zip(cache.layers, whole[CACHE_NAME].layers):
         assert one.get_seq_length() == other.get_seq_length() == 21
         if hasattr(one, "state"):
             assert_close(one.state, other.state, 1e-4)
@@ -66,7 +67,7 @@ def test_greedy_generation_with_the_cache_equals_without(language_model, random_
     ids = torch.stack(random_rows([11, 11]))
     choices = {"do_sample": False, "max_new_tokens": 15, "output_logits": True, "return_dict_in_generate": True}
     cached, plain = (model.generate(ids, use_cache=use_cache, **choices) for use_cache in (True, False))
-    assert cached.past_key_values is not None and plain.past_key_values is None
+    assert cached[CACHE_NAME] is not None and CACHE_NAME not in plain
     assert torch.equal(cached.sequences, plain.sequences)
     assert_close(torch.stack(cached.logits), torch.stack(plain.logits), 1e-4)
 
@@ -84,12 +85,11 @@ def test_a_padded_batch_equals_each_row_alone(language_model, random_rows, pad_r
         assert_close(batch.logits[index][mask[index].bool()], alone.logits[0], 1e-4, f"row {index}")
         if not model.config.is_causal:
             continue
-        for together, single in zip(batch.past_key_values.layers, alone.past_key_values.layers):
+        for together, single in zip(batch[CACHE_NAME].layers, alone[CACHE_NAME].layers):
             if hasattr(single, "state"):
-                assert_close(together.state[index], single.state[0], 1e-4, f"state of row {index}")
-                assert (together.conv_tail is None) == (model.config.conv_kernel_size == 0)
-                if single.conv_tail is not None:
-                    assert_close(together.conv_tail[index], single.conv_tail[0], 1e-4, f"tail of row {index}")
+                assert ("conv_tail" in together.tensors) == (model.config.conv_kernel_size > 0)
+                for name, tensor in single.tensors.items():
+                    assert_close(together.tensors[name][index], tensor[0], 1e-4, f"{name} of row {index}")
 
 
 @pytest.mark.parametrize("name", CAUSAL + BIDIRECTIONAL)
@@ -188,9 +188,9 @@ def test_the_cache_does_not_grow(language_model, name):
     model = language_model(name, position_embedding="none")
     sizes = []
     for length in (1, 9, 500):
-        cache = model(torch.randint(0, 61, (1, length)), use_cache=True).past_key_values
+        cache = model(torch.randint(0, 61, (1, length)), use_cache=True)[CACHE_NAME]
         model(torch.randint(0, 61, (1, 1)), past_key_values=cache)
-        tensors = [x for layer in cache.layers for x in (layer.state, layer.conv_tail) if x is not None]
+        tensors = [x for layer in cache.layers for x in layer.tensors.values()]
         sizes.append(sum(x.untyped_storage().nbytes() for x in tensors))
     assert len(set(sizes)) == 1
     width = model.config.head_dim + 1
@@ -211,17 +211,6 @@ def mixtures(model):
     return {name: value for name, value in model.named_parameters() if ".mixture." in name}
 
 
-def record_responsibilities(model):
-    """A list that fills with what the GMA layers make of their inputs, queries and keys in turn."""
-    gammas = []
-    for module in model.modules():
-        if type(module).__name__ == "GaussianMixtureAttention":
-            module.register_forward_pre_hook(
-                lambda module, args, kwargs: gammas.extend(module.responsibilities(*args)), with_kwargs=True
-            )
-    return gammas
-
-
 @pytest.mark.parametrize("how", ["method", "to", "from_pretrained"])
 @pytest.mark.parametrize("low", HALVES, ids=str)
 @pytest.mark.parametrize("name", ["causal", "causal_additions", "causal_hybrid", "bidirectional_conv"])
@@ -238,17 +227,17 @@ def test_a_half_precision_model_routes_in_float32(
     assert mixtures(model).keys() == weights.keys()
     for key, value in mixtures(model).items():
         assert value.dtype == torch.float32 and torch.equal(value, weights[key]), key
-    gammas = record_responsibilities(model)
-    outputs = model(ids)
+    outputs = model(ids, output_responsibilities=True)
+    gammas = [gamma for pair in outputs.responsibilities for gamma in pair]
     assert outputs.logits.dtype == low
     assert_close(outputs.logits, exact, 0.05)
     assert len(gammas) == 2 * model.config.layer_types.count("gma")
     assert all(gamma.dtype == torch.float32 for gamma in gammas)
     if model.config.is_causal:
         for _ in range(2):
-            layers = outputs.past_key_values.layers
+            layers = outputs[CACHE_NAME].layers
             assert all(layer.state.dtype == torch.float32 for layer in layers if hasattr(layer, "state"))
-            outputs = model(ids[:, :1], past_key_values=outputs.past_key_values)
+            outputs = model(ids[:, :1], past_key_values=outputs[CACHE_NAME])
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_additions", "bidirectional_conv"])
@@ -256,14 +245,14 @@ def test_autocast_routes_in_float32(make_config, make_model, random_rows, assert
     model = make_model(GMAModel, make_config(name))
     ids = torch.stack(random_rows([21, 21]))
     exact = model(ids).last_hidden_state
-    gammas = record_responsibilities(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model(ids)
+        outputs = model(ids, output_responsibilities=True)
+    gammas = [gamma for pair in outputs.responsibilities for gamma in pair]
     assert_close(outputs.last_hidden_state, exact, 0.05)
     assert all(gamma.dtype == torch.float32 for gamma in gammas)
     rows = torch.stack(gammas).sum(-1)
     assert_close(rows, torch.ones_like(rows), 1e-5)
     if model.config.is_causal:
-        assert all(layer.state.dtype == torch.float32 for layer in outputs.past_key_values.layers)
+        assert all(layer.state.dtype == torch.float32 for layer in outputs[CACHE_NAME].layers)
     outputs.last_hidden_state.float().square().mean().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in mixtures(model).values())

@@ -6,11 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from gma_hf.model import bidirectional_gma, causal_gma, routing_gma
-from gma_hf.model.bidirectional_gma import bidirectional_mix
-from gma_hf.model.causal_gma import causal_scan
-from gma_hf.model.functional_gma import log_forget_gate, score_weights
+from gma_hf.model import torch_routing_gma
+from gma_hf.model.additions_gma import log_forget_gate
+from gma_hf.model.documents_gma import Documents
+from gma_hf.model.equations_gma import Mixture, score_weights
 from gma_hf.model.mixing_gma import mix_bidirectional, mix_causal
+from gma_hf.model.torch_bidirectional_gma import bidirectional_mix
+from gma_hf.model.torch_causal_gma import causal_scan
 from gma_hf.reference import reference_mix, reference_responsibilities
 
 
@@ -19,22 +21,26 @@ LENGTHS = [1, 63, 64, 65]
 GATES = ["none", "mild", "closed", "open", "one closed", "mixed"]
 MIXTURE = ["means", "variances", "prior_logits", "temperature"]
 SEQUENCES = ["queries", "keys", "values", "log_decay"]  # what has a token in its third dimension
-EVERYTHING = {"gates": "mild", "with_state": True, "masked": True, "segmented": True}
+EVERYTHING = {"gates": "mild", "with_state": True, "masked": True, "packed": True}
 CASES = {
     "plain": {},
     "padding": {"masked": True},
     "gate": {"gates": "mild"},
-    "segments": {"segmented": True, "with_state": True},
+    "documents": {"packed": True, "with_state": True},
     "all": EVERYTHING,
 }
 both_forms = pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "bidirectional"])
 
 
-def mix(is_causal, queries, keys, values, means, variances, prior_logits, temperature=None, chunk_size=16, **kwargs):
-    scores = score_weights(means, variances, prior_logits, temperature)
+def mix(
+    is_causal, queries, keys, values, means, variances, prior_logits, temperature=None, chunk_size=16, mask=None,
+    document_ids=None, **kwargs,
+):  # fmt: skip
+    inputs = (queries, keys, values, score_weights(Mixture(means, variances, prior_logits, temperature)), EPSILON)
+    documents = Documents(mask, document_ids)
     if is_causal:
-        return mix_causal(queries, keys, values, scores, EPSILON, chunk_size, **kwargs)
-    return mix_bidirectional(queries, keys, values, scores, EPSILON, **kwargs)
+        return mix_causal(*inputs, chunk_size, documents, **kwargs)
+    return mix_bidirectional(*inputs, documents, **kwargs)
 
 
 def definition(
@@ -45,13 +51,13 @@ def definition(
     return reference_mix(query_gamma, key_gamma, values, EPSILON, is_causal, **kwargs)
 
 
-def definition_by_document(is_causal, segments, state, mask=None, **arguments):
+def definition_by_document(is_causal, document_ids, state, mask=None, **arguments):
     """
     Each document of each row alone. Causal: `state` is what segment 0 has written, and the last state of a row is that
     of its last document. Bidirectional: each document has a state of its own.
     """
     outputs, states = [], []
-    for row, numbers in enumerate(segments.tolist()):
+    for row, numbers in enumerate(document_ids.tolist()):
         parts = []
         for number in sorted(set(numbers)):
             start, stop = numbers.index(number), len(numbers) - numbers[::-1].index(number)
@@ -72,12 +78,12 @@ def definition_by_document(is_causal, segments, state, mask=None, **arguments):
 
 def borders(length):
     """Documents that end at different tokens in either row; row 1 begins with a new one, and skips a number."""
-    segments = torch.zeros(BATCH, length, dtype=torch.long)
-    segments[0, (length + 3) // 4 :] = 1
-    segments[0, (length + 1) // 2 :] = 2
-    segments[1] = 1
-    segments[1, -(length // 4) - 1 :] = 3
-    return segments
+    document_ids = torch.zeros(BATCH, length, dtype=torch.long)
+    document_ids[0, (length + 3) // 4 :] = 1
+    document_ids[0, (length + 1) // 2 :] = 2
+    document_ids[1] = 1
+    document_ids[1, -(length // 4) - 1 :] = 3
+    return document_ids
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +115,8 @@ def sequence(leaves, log_decay):
 def prepare(sequence, padding_mask):
     """`prepare(length, **case)`: what a causal mix may be differentiated by, and what it may not, of a case."""
 
-    def make(length, gates="none", with_state=False, masked=False, segmented=False):
-        fixed = {"mask": padding_mask(length) if masked else None, "segments": borders(length) if segmented else None}
+    def make(length, gates="none", with_state=False, masked=False, packed=False):
+        fixed = {"mask": padding_mask(length) if masked else None, "document_ids": borders(length) if packed else None}
         return sequence(length, gates, with_state, fixed["mask"]), fixed
 
     return make
@@ -198,13 +204,15 @@ def test_a_result_may_be_used_alone(compare, sequence, length, is_causal, index)
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 7, 33, 64, 65, 66, 1000])
 @pytest.mark.parametrize(
-    ("gates", "segments"),
+    ("gates", "document_ids"),
     [("none", None), ("mild", None), ("mixed", None), ("none", borders(65)), ("mild", borders(65))],
-    ids=["none", "mild", "mixed", "segments", "mild segments"],
+    ids=["none", "mild", "mixed", "document_ids", "mild document_ids"],
 )
-def test_the_chunk_size_does_not_matter(results, assert_all_close, sequence, segments, gates, chunk_size):
+def test_the_chunk_size_does_not_matter(results, assert_all_close, sequence, document_ids, gates, chunk_size):
     arguments = sequence(65, gates, with_state=True)
-    actual, expected = (results(True, arguments, segments=segments, chunk_size=size) for size in (chunk_size, 10))
+    actual, expected = (
+        results(True, arguments, document_ids=document_ids, chunk_size=size) for size in (chunk_size, 10)
+    )
     assert_all_close(actual, expected)
 
 
@@ -277,11 +285,11 @@ def test_half_precision_is_mixed_in_float32(gradients, assert_close, sequence, i
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("length", [3, 9, 40])
 def test_segments_are_documents_run_one_by_one(compare, sequence, padding_mask, length, masked, gates):
-    mask, segments = padding_mask(length) if masked else None, borders(length)
+    mask, document_ids = padding_mask(length) if masked else None, borders(length)
     arguments = sequence(length, gates, with_state=True, mask=mask)
     compare(
-        partial(mix, True, mask=mask, segments=segments, chunk_size=8),
-        partial(definition_by_document, True, segments, mask=mask),
+        partial(mix, True, mask=mask, document_ids=document_ids, chunk_size=8),
+        partial(definition_by_document, True, document_ids, mask=mask),
         arguments,
     )
 
@@ -289,12 +297,12 @@ def test_segments_are_documents_run_one_by_one(compare, sequence, padding_mask, 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("length", [1, 3, 40])
 def test_bidirectional_segments_are_documents_run_one_by_one(compare, leaves, sequence, padding_mask, length, masked):
-    mask, segments = padding_mask(length) if masked else None, borders(length)
-    documents = sum(len(row.unique()) for row in segments)
+    mask, document_ids = padding_mask(length) if masked else None, borders(length)
+    documents = sum(len(row.unique()) for row in document_ids)
     states = leaves({"state": torch.rand(documents, HEADS, COMPONENTS, WIDTH + 1)})
     compare(
-        partial(mix, False, mask=mask, segments=segments),
-        partial(definition_by_document, False, segments, mask=mask),
+        partial(mix, False, mask=mask, document_ids=document_ids),
+        partial(definition_by_document, False, document_ids, mask=mask),
         {**sequence(length), **states},
     )
 
@@ -303,28 +311,30 @@ def test_bidirectional_segments_are_documents_run_one_by_one(compare, leaves, se
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
 def test_segments_are_documents_step_by_step(compare, sequence, padding_mask, masked, gates):
     length = 9
-    mask, segments = padding_mask(length) if masked else None, borders(length)
+    mask, document_ids = padding_mask(length) if masked else None, borders(length)
 
     def steps(state, **arguments):
         outputs, before = [], torch.zeros(BATCH, dtype=torch.long)
         for i in range(length):
             here = slice(i, i + 1)
             piece = {name: x[:, :, here] if name in SEQUENCES else x for name, x in arguments.items()}
-            real, new = None if mask is None else mask[:, here], (segments[:, i] != before)[:, None]
-            output, state = mix(True, **piece, mask=real, segments=new.long(), state=state)
+            real, new = None if mask is None else mask[:, here], (document_ids[:, i] != before)[:, None]
+            output, state = mix(True, **piece, mask=real, document_ids=new.long(), state=state)
             outputs.append(output)
-            before = segments[:, i]
+            before = document_ids[:, i]
         return torch.cat(outputs, dim=2), state
 
     arguments = sequence(length, gates, with_state=True, mask=mask)
-    compare(steps, partial(definition_by_document, True, segments, mask=mask), arguments)
+    compare(steps, partial(definition_by_document, True, document_ids, mask=mask), arguments)
 
 
 @pytest.mark.parametrize("length", [1, 9])
 def test_one_segment_is_none(results, sequence, length):
     arguments = sequence(length, "mild", with_state=True)
     zeros = torch.zeros(BATCH, length, dtype=torch.long)
-    for x, y in zip(*(results(True, arguments, segments=segments, chunk_size=4) for segments in (zeros, None))):
+    for x, y in zip(
+        *(results(True, arguments, document_ids=document_ids, chunk_size=4) for document_ids in (zeros, None))
+    ):
         assert torch.equal(x, y)
 
 
@@ -334,13 +344,13 @@ def test_one_segment_is_none(results, sequence, length):
 @pytest.mark.parametrize("kept_rows", [0, 40, 10**6], ids=["none kept", "some kept", "all kept"])
 @pytest.mark.parametrize("block_rows", [1, 16, 100, 10**6])
 @pytest.mark.parametrize("length", [64, 67])
-@pytest.mark.parametrize("case", [{}, CASES["segments"], EVERYTHING], ids=["plain", "segments", "all"])
+@pytest.mark.parametrize("case", [{}, CASES["documents"], EVERYTHING], ids=["plain", "document_ids", "all"])
 def test_blocks_do_not_matter(results, assert_all_close, prepare, monkeypatch, case, length, block_rows, kept_rows):
     arguments, fixed = prepare(length, **case)
     fixed["chunk_size"] = 4
     expected = results(True, arguments, **fixed)
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
-    monkeypatch.setattr(routing_gma, "KEPT_ROWS", kept_rows)
+    monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    monkeypatch.setattr(torch_routing_gma, "KEPT_ROWS", kept_rows)
     assert_all_close(results(True, arguments, **fixed), expected)
     with torch.no_grad():
         assert_all_close(mix(True, **arguments, **fixed), expected[:2])
@@ -360,7 +370,7 @@ def test_bidirectional_blocks_do_not_matter(
 ):
     arguments, mask = sequence(67, with_state=True), padding_mask(67)
     expected = results(False, arguments, mask=mask)
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", block_rows)
     assert_all_close(results(False, arguments, mask=mask), expected)
 
 
@@ -373,9 +383,8 @@ def saved_bytes(is_causal, components, length=2048):
     heads, float_bytes = 2, 4
     shape = (1, heads, length)
     arguments = [torch.randn(*shape, width, requires_grad=True) for width in (ROUTING, ROUTING, WIDTH)]
-    scores = score_weights(
-        torch.randn(heads, components, ROUTING), torch.ones(heads, components, ROUTING), torch.zeros(heads, components)
-    )
+    shape = (heads, components, ROUTING)
+    scores = score_weights(Mixture(torch.randn(shape), torch.ones(shape), torch.zeros(shape[:2])))
     state = torch.zeros(1, heads, components, WIDTH + 1)
     storages = {}
 
@@ -400,8 +409,8 @@ def test_what_is_saved_does_not_grow_with_the_components(monkeypatch, components
     Exactly the normaliser, one number per token and head, and a state per block: the only part with K in it, which
     is that of one state, however long the sequence, where a block holds it all.
     """
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
-    monkeypatch.setattr(routing_gma, "KEPT_ROWS", 0)
+    monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    monkeypatch.setattr(torch_routing_gma, "KEPT_ROWS", 0)
     saved, per_state, per_token = saved_bytes(True, components)
     assert saved == per_token + blocks * per_state
 
@@ -411,12 +420,12 @@ def test_what_is_kept_has_a_bound(monkeypatch):
     Responsibilities of queries and keys, a row of the affinity and a share of a state, of as many rows as said, and
     not of one more for a longer sequence.
     """
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 512)
+    monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", 512)
     kept = []
     for length in (2048, 4096):
         saved = []
         for rows in (0, 512):
-            monkeypatch.setattr(routing_gma, "KEPT_ROWS", rows)
+            monkeypatch.setattr(torch_routing_gma, "KEPT_ROWS", rows)
             saved.append(saved_bytes(True, 8, length)[0])
         kept.append(saved[1] - saved[0])
     per_row = 2 * 8 + 64 + 8 * (WIDTH + 1) / 64
@@ -468,12 +477,12 @@ def test_threads_do_not_meet(results, sequence, is_causal):
 # Derivatives
 
 
-def check_gradients(is_causal, length, gates="none", with_state=False, masked=False, segmented=False):
+def check_gradients(is_causal, length, gates="none", with_state=False, masked=False, packed=False):
     torch.manual_seed(0)
     batch, heads, components, width = 2, 1, 3, 2
     mask = torch.rand(batch, length) < 0.7 if masked else None
     states = batch  # of the bidirectional form, one for each segment
-    if segmented and not is_causal:
+    if packed and not is_causal:
         states += int((borders(length).diff(dim=1) != 0).sum())
     shapes = {
         "queries": (batch, heads, length, width),
@@ -493,8 +502,8 @@ def check_gradients(is_causal, length, gates="none", with_state=False, masked=Fa
         arguments = dict(zip(shapes, tensors))
         if "logits" in arguments:
             arguments["log_decay"] = log_forget_gate(arguments.pop("logits"), mask)
-        if segmented:
-            arguments["segments"] = borders(length)
+        if packed:
+            arguments["document_ids"] = borders(length)
         return mix(is_causal, **arguments, mask=mask, chunk_size=2)
 
     assert torch.autograd.gradcheck(function, inputs)
@@ -512,19 +521,19 @@ def test_causal_gradients_are_differences(length, case):
     ids=["none kept", "some kept", "all kept", "plain"],
 )
 def test_causal_gradients_of_several_blocks_are_differences(monkeypatch, case, kept_rows):
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", 8)
-    monkeypatch.setattr(routing_gma, "KEPT_ROWS", kept_rows)
+    monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", 8)
+    monkeypatch.setattr(torch_routing_gma, "KEPT_ROWS", kept_rows)
     check_gradients(True, 5, **case)
 
 
 @pytest.mark.parametrize(
     "case",
-    [{}, {"masked": True, "with_state": True}, {"segmented": True}, {**EVERYTHING, "gates": "none"}],
+    [{}, {"masked": True, "with_state": True}, {"packed": True}, {**EVERYTHING, "gates": "none"}],
     ids=["plain", "state and padding", "packed", "all"],
 )
 @pytest.mark.parametrize(("length", "block_rows"), [(1, 16), (5, 16), (5, 4)], ids=["one token", "one block", "many"])
 def test_bidirectional_gradients_are_differences(monkeypatch, length, block_rows, case):
-    monkeypatch.setattr(routing_gma, "BLOCK_ROWS_CPU", block_rows)
+    monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", block_rows)
     check_gradients(False, length, **case)
 
 
@@ -543,7 +552,7 @@ def test_the_layout_of_the_inputs_does_not_matter(assert_all_close, prepare, is_
     """As the model has them: slices of one projection `[B, N, ...]`, transposed, and gates as `[B, N, H]`."""
     arguments, fixed = prepare(length, **EVERYTHING)
     if not is_causal:
-        del arguments["log_decay"], fixed["segments"]
+        del arguments["log_decay"], fixed["document_ids"]
 
     def results(transposed, incoming):
         inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in arguments.items()}
@@ -575,44 +584,45 @@ def test_the_layout_of_the_inputs_does_not_matter(assert_all_close, prepare, is_
 def operator_inputs(length, everything, dtype=torch.float32):
     torch.manual_seed(0)
     shape, mixture = (BATCH, HEADS, length), (HEADS, COMPONENTS, ROUTING)
-    scores = score_weights(torch.randn(mixture), torch.rand(mixture) + 0.3, torch.randn(mixture[:2]))
+    scores = score_weights(Mixture(torch.randn(mixture), torch.rand(mixture) + 0.3, torch.randn(mixture[:2])))
     tensors = [torch.randn(*shape, width) for width in (ROUTING, ROUTING, WIDTH)]
     tensors += [scores.weights.clone(), scores.constant.clone()]
     tensors = [tensor.to(dtype).requires_grad_() for tensor in tensors]
     state = torch.rand(BATCH, HEADS, COMPONENTS, WIDTH + 1, requires_grad=True)
     mask = torch.rand(BATCH, length) < 0.7 if everything else None
     log_decay = (-torch.rand(shape)).requires_grad_() if everything else None
-    segments = borders(length) if everything else None
-    return [*tensors, scores.centre, mask], [log_decay, segments], state
+    document_ids = borders(length) if everything else None
+    return [*tensors, scores.centre, mask], [log_decay, document_ids], state
+
+
+FORMS = {"causal": (causal_scan, (EPSILON, 8, True)), "bidirectional": (bidirectional_mix, (EPSILON,))}
 
 
 @pytest.mark.parametrize(("everything", "keep"), [(False, False), (True, True)], ids=["plain", "all"])
 def test_the_causal_operator_is_well_formed(everything, keep):
     tensors, forgetting, state = operator_inputs(21, everything)
-    torch.library.opcheck(causal_scan, (*tensors, *forgetting, state, EPSILON, 8, keep))
+    torch.library.opcheck(causal_scan.forward, (*tensors, *forgetting, state, EPSILON, 8, keep))
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["plain", "padding"])
 def test_the_bidirectional_operator_is_well_formed(everything):
     tensors, _, state = operator_inputs(21, everything)
-    torch.library.opcheck(bidirectional_mix, (*tensors, state, EPSILON))
+    torch.library.opcheck(bidirectional_mix.forward, (*tensors, state, EPSILON))
 
 
-@both_forms
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("temperature", [None, torch.ones(2, HEADS)], ids=["one weight", "two sides"])
-def test_the_backward_operators_are_well_formed(monkeypatch, sequence, is_causal, temperature):
+def test_the_backward_operators_are_well_formed(sequence, form, temperature):
     """With the weights in the layout in which `score_weights` gives them: Inductor asserts that of each result."""
-    module = causal_gma if is_causal else bidirectional_gma
-    backward, calls = module._backward, []
-
-    def recorded(*inputs):
-        calls.append(inputs)
-        return backward(*inputs)
-
-    monkeypatch.setattr(module, "_backward", recorded)
-    output, _ = mix(is_causal, **sequence(21) | {"temperature": temperature})
-    output.sum().backward()
-    torch.library.opcheck(backward, calls[0], test_utils=["test_schema", "test_faketensor"])
+    operator, settings = FORMS[form]
+    x = {name: tensor.detach() for name, tensor in sequence(21, with_state=True).items()}
+    scores = score_weights(Mixture(x["means"], x["variances"], x["prior_logits"], temperature))
+    forgetting = (None, None) if form == "causal" else ()
+    inputs = operator.form.inputs(x["queries"], x["keys"], x["values"], *scores, None, *forgetting, x["state"])
+    results = operator(inputs, *settings)
+    gradients = (torch.randn_like(results.output), torch.randn_like(results.state))
+    arguments = (*gradients, *inputs, *results, *settings)
+    torch.library.opcheck(operator.backward, arguments, test_utils=["test_schema", "test_faketensor"])
 
 
 def test_a_compiled_mix_is_the_eager_one(assert_all_close, gradients, prepare):
@@ -620,9 +630,11 @@ def test_a_compiled_mix_is_the_eager_one(assert_all_close, gradients, prepare):
 
     def both(arguments, fixed):
         mixture, tensors = ([arguments[name] for name in names] for names in (MIXTURE, SEQUENCES[:3]))
-        scores, state, mask = score_weights(*mixture), arguments["state"], fixed["mask"]
-        causal = mix_causal(*tensors, scores, EPSILON, 8, log_decay=arguments["log_decay"], state=state, **fixed)
-        return [*causal, *mix_bidirectional(*tensors, scores, EPSILON, mask, state=state)]
+        inputs, state = (*tensors, score_weights(Mixture(*mixture)), EPSILON), arguments["state"]
+        causal = mix_causal(
+            *inputs, 8, Documents(fixed["mask"], fixed["document_ids"]), log_decay=arguments["log_decay"], state=state
+        )
+        return [*causal, *mix_bidirectional(*inputs, Documents(fixed["mask"]), state=state)]
 
     torch._dynamo.reset()
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=True)

@@ -13,6 +13,9 @@ from gma_hf import (
     GMAModel,
 )
 from gma_hf.model.attention_gma import GaussianMixtureAttention
+from gma_hf.model.compat_gma import CACHE_NAME
+from gma_hf.model.documents_gma import Documents
+from gma_hf.model.equations_gma import responsibilities
 
 
 ANY = [GMAModel, GMAForSequenceClassification, GMAForTokenClassification, GMAForQuestionAnswering]
@@ -38,7 +41,8 @@ def test_they_are_what_each_layer_computes(make_config, make_model, assert_close
     flat = mask.view(-1, 11).bool()
     for mixer, hidden_states, (queries, keys) in zip(mixers, inputs, output["responsibilities"]):
         assert queries.shape == keys.shape == (len(flat), 2, 11, 7)
-        expected = mixer.responsibilities(hidden_states, flat)
+        heads, _ = mixer.project(hidden_states, Documents(flat), {})
+        expected = responsibilities(heads.queries, heads.keys, mixer.mixture(), flat)
         assert_close(queries, expected[0], 1e-5)
         assert_close(keys, expected[1], 1e-5)
         assert torch.all(keys.transpose(1, 2)[~flat] == 0)
@@ -54,13 +58,13 @@ def test_with_a_cache_they_are_those_of_the_new_tokens(make_config, make_model, 
     tokens = torch.randint(61, (2, 12))
     whole = model(tokens, output_responsibilities=True).responsibilities
     first = model(tokens[:, :7], use_cache=True)
-    rest = model(tokens[:, 7:], past_key_values=first.past_key_values, output_responsibilities=True).responsibilities
+    rest = model(tokens[:, 7:], past_key_values=first[CACHE_NAME], output_responsibilities=True).responsibilities
     for expected, now in zip(whole, rest):
         for side in (0, 1):
             assert_close(now[side], expected[side][:, :, 7:], 1e-4)
 
 
-def test_segments_refuse_them(make_config, make_model):
+def test_pieces_refuse_them(make_config, make_model):
     model = make_model(GMAModel, make_config("bidirectional", position_embedding="none"))
     with pytest.raises(ValueError, match="output_responsibilities"):
         model([torch.ones(1, 4, dtype=torch.long)], output_responsibilities=True)

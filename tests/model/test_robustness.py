@@ -1,5 +1,6 @@
 """Inputs at the edge give finite outputs, and wrong inputs one sentence that says what is wrong."""
 
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
 from gma_hf import GMAForCausalLM, GMAForMaskedLM, GMAModel
+from gma_hf.model.compat_gma import CACHE_NAME
 
 
 CAUSAL = ["causal", "causal_additions", "causal_hybrid"]
@@ -28,7 +30,10 @@ def assert_finite_with_gradients(model, *arguments, **kwargs):
     assert output.isfinite().all()
     output.float().square().mean().backward()
     for key, parameter in model.named_parameters():
-        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+        if key == "embeddings.word_embeddings.weight" and "inputs_embeds" in kwargs:
+            continue
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -46,7 +51,7 @@ def test_a_row_of_padding_only_can_go_on(base, name):
     model, mask = base(name), torch.ones(2, 12, dtype=torch.long)
     mask[1, :9] = 0
     ids = torch.randint(1, 61, (2, 12))
-    cache = model(ids[:, :9], attention_mask=mask[:, :9]).past_key_values
+    cache = model(ids[:, :9], attention_mask=mask[:, :9])[CACHE_NAME]
     continued = model(ids[:, 9:], attention_mask=mask, past_key_values=cache).last_hidden_state
     torch.testing.assert_close(continued[1:], model(ids[1:, 9:]).last_hidden_state, rtol=1e-4, atol=1e-4)
 
@@ -87,8 +92,7 @@ def test_a_mixer_takes_large_inputs_as_they_are(base, name, dtype):
     if dtype == torch.float16 and mixer.output_gate is not None:
         largest = spread = 30.0  # a product of two such projections leaves float16 sooner
     for hidden_states in (torch.full((1, 40, 24), largest), torch.randn(1, 40, 24) * spread):
-        output, _ = mixer(hidden_states.to(dtype))
-        assert output.isfinite().all()
+        assert mixer(hidden_states.to(dtype)).hidden_states.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -100,14 +104,14 @@ def test_many_tokens(base, name, dtype):
     outputs = model(ids, use_cache=model.config.is_causal)
     assert outputs.last_hidden_state.isfinite().all()
     if model.config.is_causal:
-        assert all(layer.state.isfinite().all() for layer in outputs.past_key_values.layers)
-        following = model(ids[:, :1], past_key_values=outputs.past_key_values)
+        assert all(layer.state.isfinite().all() for layer in outputs[CACHE_NAME].layers)
+        following = model(ids[:, :1], past_key_values=outputs[CACHE_NAME])
         assert following.last_hidden_state.isfinite().all()
 
 
 def cache_of(make_config, make_model, **overrides):
     model = make_model(GMAModel, make_config("causal", **overrides))
-    return model(torch.ones(2, 5, dtype=torch.long)).past_key_values
+    return model(torch.ones(2, 5, dtype=torch.long))[CACHE_NAME]
 
 
 def assert_refused(said, function, *arguments, **kwargs):
@@ -135,7 +139,7 @@ def test_a_mask_that_is_not_two_dimensional_is_refused(base, name, shape):
 
 def test_a_mask_of_the_new_tokens_only_is_refused_after_a_cache(base):
     model = base("causal")
-    cache = model(torch.ones(2, 5, dtype=torch.long)).past_key_values
+    cache = model(torch.ones(2, 5, dtype=torch.long))[CACHE_NAME]
     said = ["`attention_mask`", "[2, 8]", "[2, 3]"]
     ids = torch.ones(2, 3, dtype=torch.long)
     assert_refused(said, model, ids, attention_mask=torch.ones(2, 3), past_key_values=cache)
@@ -151,14 +155,14 @@ def test_more_tokens_than_positions_are_refused(base, name):
 
 def test_more_tokens_than_positions_are_refused_after_a_cache(base):
     model = base("causal", max_position_embeddings=8)
-    cache = model(torch.ones(1, 8, dtype=torch.long)).past_key_values
+    cache = model(torch.ones(1, 8, dtype=torch.long))[CACHE_NAME]
     said = ["`max_position_embeddings`", "8"]
     assert_refused(said, model, torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
 
 
 def test_a_document_cannot_begin_after_the_past_of_softmax_layers(base):
     model = base("causal_hybrid")
-    cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True)[CACHE_NAME]
     inputs = {"position_ids": torch.tensor([[5, 6, 0, 1]]), "past_key_values": cache}
     assert_refused(["`position_ids`", "softmax"], model, torch.ones(1, 4, dtype=torch.long), **inputs)
 
@@ -177,54 +181,59 @@ def test_a_document_cannot_begin_after_the_past_of_softmax_layers(base):
 )
 def test_a_cache_of_another_config_is_refused(make_config, make_model, base, other):
     cache = cache_of(make_config, make_model, **other)
-    assert_refused(["`past_key_values`"], base("causal"), torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`"], base("causal"), torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
 
 
 @pytest.mark.parametrize("kernel_size", [0, 3, 5])
 def test_a_cache_of_another_convolution_is_refused(make_config, make_model, base, kernel_size):
     model, cache = base("causal", conv_kernel_size=4), cache_of(make_config, make_model, conv_kernel_size=kernel_size)
-    assert_refused(["`past_key_values`"], model, torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`"], model, torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
 
 
 def test_a_cache_of_another_routing_width_is_refused(make_config, make_model, base):
     """The tail of the convolution holds queries and keys."""
     cache = cache_of(make_config, make_model, conv_kernel_size=4, routing_dim=5)
     ids = torch.ones(2, 1, dtype=torch.long)
-    assert_refused(["`past_key_values`"], base("causal", conv_kernel_size=4), ids, past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`"], base("causal", conv_kernel_size=4), ids, past_key_values=cache)
 
 
 def test_a_cache_of_another_batch_is_refused(make_config, make_model, base):
     cache, ids = cache_of(make_config, make_model), torch.ones(3, 1, dtype=torch.long)
-    assert_refused(["`past_key_values`", "3", "2"], base("causal"), ids, past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`", "3", "2"], base("causal"), ids, past_key_values=cache)
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_hybrid"])
-def test_a_cache_without_a_config_is_refused(make_config, make_model, base, name):
-    ids, said = torch.ones(2, 3, dtype=torch.long), ["`past_key_values`", "DynamicCache(config=model.config)"]
-    assert_refused(said, base(name), ids, past_key_values=DynamicCache())
-    model = make_model(GMAForCausalLM, make_config(name))
-    assert_refused(said, model.generate, ids, past_key_values=DynamicCache(), max_new_tokens=2, pad_token_id=0)
+@torch.no_grad()
+def test_an_empty_cache_without_a_config_will_do(make_config, make_model, name):
+    """As people make it for other models."""
+    model, ids = make_model(GMAForCausalLM, make_config(name)), torch.ones(2, 3, dtype=torch.long)
+    cache = DynamicCache()
+    model(ids[:, :2], past_key_values=cache)
+    actual, expected = model(ids[:, 2:], past_key_values=cache).logits, model(ids).logits[:, 2:]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    choices = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **{CACHE_NAME: DynamicCache()}, **choices), model.generate(ids, **choices))
 
 
 @pytest.mark.parametrize("held", ["sliding_attention", "full_attention"])
 def test_a_cache_of_another_softmax_layer_is_refused(make_config, make_model, base, held):
     wanted = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}[held]
     ids = torch.ones(2, 5, dtype=torch.long)
-    cache = base("causal", layer_types=["gma", held], sliding_window=3)(ids).past_key_values
+    cache = base("causal", layer_types=["gma", held], sliding_window=3)(ids)[CACHE_NAME]
     model = base("causal", layer_types=["gma", wanted], sliding_window=3)
-    assert_refused(["`past_key_values`"], model, ids[:, :1], past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`"], model, ids[:, :1], past_key_values=cache)
 
 
 @pytest.mark.parametrize("overrides", [{"num_attention_heads": 4}, {"hidden_size": 12, "num_attention_heads": 1}])
 def test_a_cache_of_another_softmax_size_is_refused(base, overrides):
     layer_types, ids = ["full_attention"] * 2, torch.ones(2, 5, dtype=torch.long)
-    cache = base("causal", layer_types=layer_types, **overrides)(ids).past_key_values
-    assert_refused(["`past_key_values`"], base("causal", layer_types=layer_types), ids[:, :1], past_key_values=cache)
+    cache = base("causal", layer_types=layer_types, **overrides)(ids)[CACHE_NAME]
+    assert_refused([f"`{CACHE_NAME}`"], base("causal", layer_types=layer_types), ids[:, :1], past_key_values=cache)
 
 
 def test_a_cache_of_another_kind_is_refused(base):
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    assert_refused(["`past_key_values`"], base("causal"), torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`"], base("causal"), torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
 
 
 def test_a_refused_cache_is_left_as_it_was(make_config, make_model, base):
@@ -259,10 +268,11 @@ def test_borders_that_do_not_fit_are_refused(base, borders):
 def test_a_cache_in_a_bidirectional_model_is_refused(make_config, make_model, head):
     model = make_model(head, make_config("bidirectional"))
     cache = DynamicCache(config=model.config)
-    assert_refused(["`past_key_values`"], model, torch.ones(1, 3, dtype=torch.long), past_key_values=cache)
+    assert_refused([f"`{CACHE_NAME}`"], model, torch.ones(1, 3, dtype=torch.long), past_key_values=cache)
 
 
 def test_importing_the_package_prints_and_warns_nothing():
     command = [sys.executable, "-W", "error", "-c", "import gma_hf"]
     process = subprocess.run(command, capture_output=True, text=True)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    own = [line for line in process.stderr.splitlines() if not re.search("torchao|torch/utils/_pytree", line)]
+    assert (process.returncode, process.stdout, own) == (0, "", [])  # torchao complains where it is installed

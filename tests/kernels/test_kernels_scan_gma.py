@@ -1,6 +1,4 @@
-"""
-The causal form by our kernels and by flash-linear-attention, its own kernels included, against plain torch in float64.
-"""
+"""The causal form by our kernels against plain torch in float64."""
 
 import functools
 import sys
@@ -8,14 +6,12 @@ import sys
 import pytest
 import torch
 
-from gma_hf.model.fla_gma import mix_with_fla
-from gma_hf.model.functional_gma import MIN_LOG_DECAY, log_forget_gate, score_weights
-from gma_hf.model.fused_gma import _backward, fused_scan
+from gma_hf.model.additions_gma import MIN_LOG_DECAY, log_forget_gate
+from gma_hf.model.backend_triton_gma import fused_scan
+from gma_hf.model.documents_gma import Documents
+from gma_hf.model.equations_gma import Mixture, score_weights
 from gma_hf.model.mixing_gma import mix_causal
 
-
-# By numpy, of decays above the diagonal, which the kernels of fla throw away.
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 BATCH, HEADS, COMPONENTS, ROUTING, WIDTH, EPSILON = 2, 3, 7, 10, 5, 1e-6
 PLAIN = functools.partial(mix_causal, chunk_size=16, backend="torch")
@@ -28,15 +24,10 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["triton", "fla"])
-def mix(request, monkeypatch):
-    """`mix_causal` by a backend."""
-    if request.param == "triton":
-        return functools.partial(mix_causal, chunk_size=16, backend="triton")
-    request.getfixturevalue("fla")
-    # By default fla computes in TF32 on a GPU, which cannot be told from a small error.
-    monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
-    return mix_with_fla
+@pytest.fixture
+def mix():
+    """`mix_causal` by our kernels."""
+    return functools.partial(mix_causal, chunk_size=16, backend="triton")
 
 
 def set_sizes(monkeypatch, components, width):
@@ -45,14 +36,14 @@ def set_sizes(monkeypatch, components, width):
     monkeypatch.setattr(sys.modules[__name__], "WIDTH", width)
 
 
-def make_segments(length):
-    """Borders in the middle of a chunk and at its end, a segment over several chunks, and one that goes on."""
-    segments = torch.zeros(BATCH, length, dtype=torch.long)
-    segments[0, 10:] = 1
-    segments[1, 30:] += 1
-    segments[1, 64:] += 1
-    segments[1, 67:] += 1
-    return segments
+def make_documents(length):
+    """Borders in the middle of a chunk and at its end, a document over several chunks, and one that goes on."""
+    ids = torch.zeros(BATCH, length, dtype=torch.long)
+    ids[0, 10:] = 1
+    ids[1, 30:] += 1
+    ids[1, 64:] += 1
+    ids[1, 67:] += 1
+    return ids
 
 
 def make_inputs(device, length, gated=False, masked=False, with_state=False, dtype=torch.float32):
@@ -79,13 +70,12 @@ def make_inputs(device, length, gated=False, masked=False, with_state=False, dty
     return leaves, None if mask is None else mask.to(device)
 
 
-def run(mix, tensors, mask, segments=None):
+def run(mix, tensors, mask, ids=None):
     """Output, state and the gradients of a random combination of both."""
     names = ("means", "variances", "prior_logits")
     sequences = [tensors[name] for name in ("queries", "keys", "values")]
-    scores = score_weights(*(tensors[name] for name in names))
-    rest = {"mask": mask, "log_decay": tensors.get("log_decay"), "state": tensors.get("state")}
-    rest |= {} if segments is None else {"segments": segments}
+    scores = score_weights(Mixture(*(tensors[name] for name in names)))
+    rest = {"documents": Documents(mask, ids), "log_decay": tensors.get("log_decay"), "state": tensors.get("state")}
     results = mix(*sequences, scores, EPSILON, **rest)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) for x in results]
@@ -93,10 +83,10 @@ def run(mix, tensors, mask, segments=None):
     return results, dict(zip(tensors, torch.autograd.grad(total, list(tensors.values()))))
 
 
-def check(assert_close, mix, tensors, mask, segments=None):
-    results, gradients = run(mix, tensors, mask, segments)
+def check(assert_close, mix, tensors, mask, ids=None):
+    results, gradients = run(mix, tensors, mask, ids)
     doubles = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
-    expected, expected_gradients = run(PLAIN, doubles, mask, segments)
+    expected, expected_gradients = run(PLAIN, doubles, mask, ids)
     for what, actual, reference in zip(("output", "state"), results, expected):
         assert actual.dtype == torch.float32
         assert_close(actual, reference, 1e-4, what)
@@ -114,19 +104,16 @@ def test_outputs_state_and_gradients(assert_close, device, mix, case, length):
 @pytest.mark.parametrize("case", ["state", "all"])
 def test_segments(assert_close, device, case, length):
     """Of several documents in a row, by our kernels."""
-    mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
-    check(assert_close, mix, *make_inputs(device, length, **CASES[case]), make_segments(length).to(device))
+    check(assert_close, mix, *make_inputs(device, length, **CASES[case]), make_documents(length).to(device))
 
 
 def test_the_same_segments_for_all_rows(assert_close, device):
-    mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
-    check(assert_close, mix, *make_inputs(device, 70, gated=True), make_segments(70)[1:].to(device))
+    check(assert_close, mix, *make_inputs(device, 70, gated=True), make_documents(70)[1:].to(device))
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gate"])
-def test_more_components_and_columns_than_a_tile_has(assert_close, device, gated, monkeypatch):
+def test_more_components_and_columns_than_a_tile_has(assert_close, device, mix, gated, monkeypatch):
     set_sizes(monkeypatch, 70, 66)
-    mix = functools.partial(mix_causal, chunk_size=16, backend="triton")
     check(assert_close, mix, *make_inputs(device, 70, gated=gated))
 
 
@@ -160,9 +147,9 @@ def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, mo
 @pytest.mark.parametrize("name", ["queries", "values", "log_decay", "state"])
 def test_a_second_derivative_is_refused(device, mix, name):
     tensors, mask = make_inputs(device, 20, gated=True, with_state=True)
-    scores = score_weights(tensors["means"], tensors["variances"], tensors["prior_logits"])
+    scores = score_weights(Mixture(tensors["means"], tensors["variances"], tensors["prior_logits"]))
     sequences = (tensors[name] for name in ("queries", "keys", "values"))
-    rest = {"mask": mask, "log_decay": tensors["log_decay"], "state": tensors["state"]}
+    rest = {"documents": Documents(mask), "log_decay": tensors["log_decay"], "state": tensors["state"]}
     output, _ = mix(*sequences, scores, EPSILON, **rest)
     with pytest.raises(NotImplementedError, match="`create_graph` must be False"):
         (grad,) = torch.autograd.grad(output.square().sum(), tensors[name], create_graph=True)
@@ -173,11 +160,11 @@ def test_a_second_derivative_is_refused(device, mix, name):
 def test_what_it_gives_is_carried_on_by_plain_torch(assert_close, device, mix):
     """Read a prompt with one, go on token by token with the other."""
     tensors, _ = make_inputs(device, 70, gated=True)
-    scores = score_weights(*(tensors.pop(name) for name in ("means", "variances", "prior_logits")))
+    scores = score_weights(Mixture(*(tensors.pop(name) for name in ("means", "variances", "prior_logits"))))
     first, second = ({name: x[:, :, part] for name, x in tensors.items()} for part in (slice(67), slice(67, None)))
     settings = {"scores": scores, "epsilon": EPSILON}
     expected, expected_state = PLAIN(**tensors, **settings)
-    output, state = mix(**first, **settings, mask=None, state=None)
+    output, state = mix(**first, **settings)
     outputs = [output]
     for token in range(3):
         token = {name: x[:, :, token : token + 1] for name, x in second.items()}
@@ -193,7 +180,7 @@ def test_as_the_layer_has_them(assert_close, device):
     projected = torch.randn(BATCH, 70, HEADS, 2 * ROUTING + WIDTH, device=device)
     queries, keys, values = projected.transpose(1, 2).split([ROUTING, ROUTING, WIDTH], dim=-1)
     tensors, _ = make_inputs(device, 2)
-    scores = score_weights(*(tensors[name] for name in ("means", "variances", "prior_logits")))
+    scores = score_weights(Mixture(*(tensors[name] for name in ("means", "variances", "prior_logits"))))
     mix = functools.partial(mix_causal, scores=scores, epsilon=EPSILON, chunk_size=16)
     expected, _ = mix(queries, keys, values, backend="torch")
     output, _ = mix(queries, keys, values, backend="triton")
@@ -206,25 +193,25 @@ def test_as_the_layer_has_them(assert_close, device):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_operators_keep_their_contract(device, case):
     tensors, mask = make_inputs(device, 70, **case)
-    scores = score_weights(*(tensors[name] for name in ("means", "variances", "prior_logits")))
+    scores = score_weights(Mixture(*(tensors[name] for name in ("means", "variances", "prior_logits"))))
     state = tensors.get("state", torch.zeros(BATCH, HEADS, COMPONENTS, WIDTH + 1, device=device))
     weights, constant = (x.detach().clone().requires_grad_() for x in scores[:2])
     inputs = [*(tensors[name].detach().clone().requires_grad_() for name in ("queries", "keys", "values"))]
-    inputs += [weights, constant, scores.centre, mask, tensors.get("log_decay"), make_segments(70).to(device), state]
-    torch.library.opcheck(fused_scan, (*inputs, EPSILON))
+    inputs += [weights, constant, scores.centre, mask, tensors.get("log_decay"), make_documents(70).to(device), state]
+    torch.library.opcheck(fused_scan.forward, (*inputs, EPSILON))
     with torch.no_grad():
-        output, last, *recorded = fused_scan(*inputs, EPSILON)
-        grads = (torch.randn_like(output), torch.randn_like(last))
-        inputs = [x if x is None else x.detach() for x in inputs[:-1]]
-        torch.library.opcheck(_backward, (*grads, *inputs, output, *recorded))
+        results = fused_scan(inputs, EPSILON)
+        grads = (torch.randn_like(results.output), torch.randn_like(results.state))
+        inputs = [x if x is None else x.detach() for x in inputs]
+        torch.library.opcheck(fused_scan.backward, (*grads, *inputs, *results, EPSILON))
 
 
 def test_torch_compile_takes_it_as_one_graph(assert_close, device):
     tensors, mask = make_inputs(device, 65, gated=True, masked=True)
 
     def output(queries, keys, values, means, variances, prior_logits, log_decay):
-        scores = score_weights(means, variances, prior_logits)
-        return mix_causal(queries, keys, values, scores, EPSILON, 16, mask, log_decay, backend="triton")[0]
+        scores = score_weights(Mixture(means, variances, prior_logits))
+        return mix_causal(queries, keys, values, scores, EPSILON, 16, Documents(mask), log_decay, backend="triton")[0]
 
     results = []
     for function in (output, torch.compile(output, backend="aot_eager", fullgraph=True)):
@@ -241,14 +228,8 @@ def test_no_token(device):
     assert torch.equal(state, tensors["state"])
 
 
-@pytest.mark.parametrize(("backend", "same"), [("auto", "triton"), ("fla", "fla")])
-def test_what_mixes_on_a_gpu(request, device, backend, same):
-    if device == "cpu":
-        pytest.skip("`auto` and `fla` ask for a GPU, and this is Triton's interpreter")
-    if same == "fla":
-        request.getfixturevalue("fla")
+def test_auto_takes_the_kernels(device, mix):
     tensors, mask = make_inputs(device, 65, gated=True, masked=True, with_state=True)
-    results, _ = run(functools.partial(mix_causal, chunk_size=16, backend=backend), tensors, mask)
-    ours = functools.partial(mix_causal, chunk_size=16, backend="triton")
-    expected, _ = run(mix_with_fla if same == "fla" else ours, tensors, mask)
+    results, _ = run(functools.partial(mix_causal, chunk_size=16, backend="auto"), tensors, mask)
+    expected, _ = run(mix, tensors, mask)
     assert all(torch.equal(x, y) for x, y in zip(results, expected))

@@ -1,4 +1,4 @@
-"""The Triton kernels against `functional_gma.responsibilities` in float64: the result and all gradients."""
+"""The routing kernels against `equations_gma.responsibilities` in float64: the result and all gradients."""
 
 import os
 import subprocess
@@ -8,9 +8,10 @@ import textwrap
 import pytest
 import torch
 
-from gma_hf.model import routing_kernels_gma
-from gma_hf.model.functional_gma import ScoreWeights, responsibilities, score_weights
-from gma_hf.model.routing_kernels_gma import can_route, fused_responsibilities, route_sides
+from gma_hf.model import kernels_routing_gma
+from gma_hf.model.equations_gma import Mixture, ScoreWeights, responsibilities, score_weights
+from gma_hf.model.kernels_routing_gma import launch_route, launch_route_backward
+from gma_hf.model.operators_gma import CausalInputs
 
 
 TOLERANCE = 1e-4
@@ -27,13 +28,32 @@ SIZES = [  # tokens, width, components
 ]
 
 
+class Route(torch.autograd.Function):
+    """Both launches as one function to differentiate."""
+
+    @staticmethod
+    def forward(ctx, queries, keys, weights, constant, centre, mask):
+        ctx.inputs = CausalInputs(queries, keys, None, weights, constant, centre, mask, None, None, None)
+        ctx.gamma = launch_route(ctx.inputs)
+        return ctx.gamma
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *launch_route_backward(grad, ctx.inputs, ctx.gamma), None, None
+
+
+def by_kernels(queries, keys, scores, mask=None):
+    query_gamma, key_gamma = Route.apply(queries, keys, *scores, mask)
+    return query_gamma, key_gamma
+
+
 def make_inputs(device, length=63, width=10, components=7, batch=2, heads=2, offset=0.0, dtype=torch.float32):
     """Queries, keys and the scores of a mixture whose means lie around `offset`."""
     torch.manual_seed(0)
     means = torch.randn(heads, components, width) + offset
     variances = 0.3 * width**0.5 * (0.5 + torch.rand(heads, components, width))
     temperature = 0.5 + torch.rand(2, heads)
-    scores = score_weights(means, variances, torch.randn(heads, components), temperature)
+    scores = score_weights(Mixture(means, variances, torch.randn(heads, components), temperature))
     queries, keys = torch.randn(2, batch, heads, length, width) + offset
     scores = ScoreWeights(*(x.to(device) for x in scores))
     return queries.to(device, dtype), keys.to(device, dtype), scores
@@ -59,7 +79,7 @@ def gammas_and_gradients(route, queries, keys, scores, mask, dtype):
 
 
 def check(assert_close, queries, keys, scores, mask=None):
-    gammas, gradients = gammas_and_gradients(fused_responsibilities, queries, keys, scores, mask, torch.float32)
+    gammas, gradients = gammas_and_gradients(by_kernels, queries, keys, scores, mask, torch.float32)
     expected, expected_gradients = gammas_and_gradients(responsibilities, queries, keys, scores, mask, torch.float64)
     for actual, reference in zip(gammas, expected):
         assert actual.dtype == torch.float32 and actual.is_contiguous()
@@ -78,7 +98,7 @@ def test_result_and_gradients(assert_close, device, length, width, components, m
 def test_many_rows_in_every_stripe(assert_close, device, monkeypatch):
     """So that a stripe has several blocks of rows, crosses from one batch row into the next, and the last one ends
     early."""
-    monkeypatch.setattr(routing_kernels_gma, "STRIPES", 2)
+    monkeypatch.setattr(kernels_routing_gma, "STRIPES", 2)
     check(assert_close, *make_inputs(device, length=67, batch=3), make_mask(device, 67, batch=3))
 
 
@@ -102,8 +122,8 @@ def test_strides(assert_close, device):
     wide[..., 3:13] = queries.transpose(1, 2)
     layer = wide[..., 3:13].transpose(1, 2)
     backwards = keys.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    expected = fused_responsibilities(queries, keys, scores)
-    for actual, reference in zip(fused_responsibilities(layer, backwards, scores), expected):
+    expected = by_kernels(queries, keys, scores)
+    for actual, reference in zip(by_kernels(layer, backwards, scores), expected):
         assert torch.equal(actual, reference)
     check(assert_close, layer, backwards, scores)
     once = queries[:1].expand(2, -1, -1, -1)
@@ -115,7 +135,7 @@ def test_half_precision_is_routed_in_float32(assert_close, device, dtype):
     queries, keys, scores = make_inputs(device, dtype=dtype)
     expected = responsibilities(queries.double(), keys.double(), ScoreWeights(*(x.double() for x in scores)))
     x = queries.requires_grad_()
-    gammas = fused_responsibilities(x, keys, scores)
+    gammas = by_kernels(x, keys, scores)
     for actual, reference in zip(gammas, expected):
         assert actual.dtype == torch.float32
         assert_close(actual, reference, TOLERANCE)
@@ -133,7 +153,7 @@ def test_scores_that_are_far_apart(device):
     queries, keys, scores = make_inputs(device, length=5)
     scores = scores._replace(weights=scores.weights * 1e4, constant=scores.constant * 1e4)
     x = queries.requires_grad_()
-    gammas = fused_responsibilities(x, keys, scores)
+    gammas = by_kernels(x, keys, scores)
     for gamma in gammas:
         torch.testing.assert_close(gamma.sum(-1), torch.ones_like(gamma[..., 0]))
     assert torch.autograd.grad(gammas[0][..., 0].sum(), x)[0].isfinite().all()
@@ -141,46 +161,15 @@ def test_scores_that_are_far_apart(device):
 
 def test_nothing_to_route(device):
     queries, keys, scores = make_inputs(device, length=0)
-    gamma, _ = fused_responsibilities(queries.requires_grad_(), keys, scores)
+    gamma, _ = by_kernels(queries.requires_grad_(), keys, scores)
     assert gamma.shape == (2, 2, 0, 7)
     assert torch.autograd.grad(gamma.sum(), queries)[0].shape == queries.shape
 
 
 def test_the_gradient_is_the_same_each_time(device):
     queries, keys, scores = make_inputs(device)
-    first, second = (
-        gammas_and_gradients(fused_responsibilities, queries, keys, scores, None, torch.float32)[1] for _ in range(2)
-    )
+    first, second = (gammas_and_gradients(by_kernels, queries, keys, scores, None, torch.float32)[1] for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_the_operator_keeps_its_contract(device, masked):
-    queries, keys, scores = make_inputs(device, length=5)
-    apart = queries.transpose(1, 2).contiguous().transpose(1, 2)
-    inputs = [x.detach().clone().requires_grad_() for x in (apart, keys, *scores[:2])]
-    torch.library.opcheck(route_sides, (*inputs, scores.centre, make_mask(device, 5) if masked else None))
-
-
-def test_torch_compile_takes_it_as_one_graph(assert_close, device):
-    queries, keys, scores = make_inputs(device, length=20)
-    compiled = torch.compile(fused_responsibilities, backend="aot_eager", fullgraph=True)
-    x = queries.requires_grad_()
-    for actual, reference in zip(compiled(x, keys, scores), fused_responsibilities(x, keys, scores)):
-        assert torch.equal(actual, reference)
-    grad, reference = (
-        torch.autograd.grad((route(x, keys, scores)[0] ** 2).sum(), x)[0]
-        for route in (compiled, fused_responsibilities)
-    )
-    assert_close(grad, reference, 1e-6)
-
-
-def test_what_the_kernels_do_not_take(device):
-    queries, _, scores = make_inputs(device, length=2)
-    assert can_route(queries, scores)
-    assert not can_route(queries.double(), scores)
-    assert not can_route(queries, ScoreWeights(*(x.double() for x in scores)))
-    assert not can_route(queries, make_inputs(device, 2, components=257)[2])
 
 
 # The interpreter is more forgiving than the compiler, which needs no GPU either.
@@ -190,10 +179,10 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from gma_hf.model import routing_kernels_gma, scan_kernels_gma, triton_gma
+    from gma_hf.model import kernels_gma, kernels_routing_gma, kernels_scan_gma
 
     dtype, components = getattr(torch, sys.argv[1]), int(sys.argv[2])
-    FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_SEGMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
+    FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_DOCUMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
     FLAGS |= {"BLOCK_STATE": 256}
     KINDS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
     INPUTS = ["x", "grad_x", "values", "grad_values", "output", "grad_output"]
@@ -204,17 +193,17 @@ COMPILE = """
         names, flags = kernel.arg_names, {"num_warps": 4, "num_stages": 1}
         constants = {name: value for name, value in options.items() if name in names}
         kinds = dict.fromkeys(names, "*fp32") | dict.fromkeys(INPUTS, KINDS[dtype])
-        kinds |= {"segments": "*i64", "epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32")
+        kinds |= {"document_ids": "*i64", "epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32")
         kinds |= {name: "i32" for name in names if "stride" in name and name not in NUMBERS}
         signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
         compiled = triton.compile(source, GPUTarget("cuda", 86, 32), flags)
         assert compiled.metadata.shared <= 99 * 1024, (kernel, compiled.metadata.shared)
 
-    tile = triton_gma.tile_size(dtype)
-    scan = {"PRECISION": triton_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
-    route = routing_kernels_gma._tiles(dtype, 64, components) | {"PRECISION": triton_gma.precision(dtype, components)}
-    for module, tiles in ((routing_kernels_gma, route), (scan_kernels_gma, scan)):
+    tile = kernels_gma.tile_size(dtype)
+    scan = {"PRECISION": kernels_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
+    route = kernels_routing_gma._tiles(dtype, 64, components) | {"PRECISION": kernels_gma.precision(dtype, components)}
+    for module, tiles in ((kernels_routing_gma, route), (kernels_scan_gma, scan)):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 compile(kernel, **tiles)

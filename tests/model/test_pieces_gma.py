@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gma_hf import GMAModel
+from gma_hf.model.compat_gma import CACHE_NAME
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def ids(random_rows):
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("changes", [{}, {"position_embedding": "none", "norm_position": "pre"}], ids=["post", "pre"])
-def test_a_document_in_segments_is_the_document(make_config, make_model, ids, assert_close, changes, padded):
+def test_a_document_in_pieces_is_the_document(make_config, make_model, ids, assert_close, changes, padded):
     model = make_model(GMAModel, make_config("bidirectional", **changes))
     mask = torch.ones_like(ids)
     if padded:
@@ -40,49 +41,49 @@ def test_a_document_in_segments_is_the_document(make_config, make_model, ids, as
         ("bidirectional_hybrid", "`layer_types`"),
     ],
 )
-def test_segments_are_refused_where_they_cannot_be_exact(make_config, make_model, ids, name, reason):
+def test_pieces_are_refused_where_they_cannot_be_exact(make_config, make_model, ids, name, reason):
     with pytest.raises(ValueError, match=f"`input_ids`.*{reason}"):
         make_model(GMAModel, make_config(name))([ids, ids])
 
 
 @pytest.fixture
-def segments(ids):
+def pieces(ids):
     return list(ids.split([9, 14], dim=1))
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda segments: [], "the list is empty"),
-        (lambda segments: [segments[0], segments[1][:1]], r"segment 1 is \[1, 14\]"),
-        (lambda segments: [segments[0], segments[1][:, :0]], r"segment 1 is \[2, 0\]"),
-        (lambda segments: [x[0] for x in segments], r"segment 0 is \[9\]"),
-        (lambda segments: [x.tolist() for x in segments], "segment 0 is a list"),
+        (lambda pieces: [], "the list is empty"),
+        (lambda pieces: [pieces[0], pieces[1][:1]], r"piece 1 is \[1, 14\]"),
+        (lambda pieces: [pieces[0], pieces[1][:, :0]], r"piece 1 is \[2, 0\]"),
+        (lambda pieces: [x[0] for x in pieces], r"piece 0 is \[9\]"),
+        (lambda pieces: [x.tolist() for x in pieces], "piece 0 is a list"),
     ],
 )
-def test_what_is_no_list_of_segments_is_refused(make_config, make_model, segments, change, what):
+def test_what_is_no_list_of_pieces_is_refused(make_config, make_model, pieces, change, what):
     with pytest.raises(ValueError, match=f"`input_ids`.*{what}"):
-        make_model(GMAModel, make_config("bidirectional"))(change(segments))
+        make_model(GMAModel, make_config("bidirectional"))(change(pieces))
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "token_type_ids"])
-def test_lists_that_do_not_fit_the_segments_are_refused(make_config, make_model, segments, name):
+def test_lists_that_do_not_fit_the_pieces_are_refused(make_config, make_model, pieces, name):
     model = make_model(GMAModel, make_config("bidirectional"))
-    ones = [torch.ones_like(x) for x in segments]
+    ones = [torch.ones_like(x) for x in pieces]
     for wrong in (ones[:1], ones[::-1], [None, ones[1]], torch.cat(ones, dim=1)):
         with pytest.raises(ValueError, match=rf"`{name}` must be a list.*\[\[2, 9\], \[2, 14\]\]"):
-            model(segments, **{name: wrong})
+            model(pieces, **{name: wrong})
 
 
 @pytest.mark.parametrize(
-    "name", ["position_ids", "past_key_values", "inputs_embeds", "output_attentions", "output_hidden_states"]
+    "name", ["position_ids", CACHE_NAME, "inputs_embeds", "output_attentions", "output_hidden_states"]
 )
-def test_arguments_without_a_meaning_for_segments_are_refused(make_config, make_model, segments, name):
+def test_arguments_without_a_meaning_for_pieces_are_refused(make_config, make_model, pieces, name):
     model = make_model(GMAModel, make_config("bidirectional"))
     value = True if name.startswith("output") else torch.ones(2, 23)
     with pytest.raises(ValueError, match=f"`{name}` must be None or False"):
-        model(segments, **{name: value})
+        model(pieces, **{name: value})
     if name == "output_hidden_states":  # asked for by the config
         model.config.output_hidden_states = True
         with pytest.raises(ValueError, match=f"`{name}` must be None or False"):
-            model(segments)
+            model(pieces)

@@ -1,17 +1,18 @@
 """
 Triton kernels for the responsibilities, from queries and keys straight to gamma: scores, softmax and mask in one pass,
 and all gradients in another. Neither features nor scores are written to memory. Without Triton this file imports all
-the same, and `can_route` says that there are no kernels.
+the same, and `has_kernels` says that there are no kernels.
 
 A row is a head of a batch row, cut into blocks of tokens.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .functional_gma import ScoreWeights
-from .routing_gma import NAMESPACE, refuse_second_derivative
-from .triton_gma import block_size, ceil_div, has_kernels, precision, strides, tile_size, tl, token_by_token, triton
+from .kernels_gma import block_size, ceil_div, precision, strides, tile_size, tl, token_by_token, triton
+from .operators_gma import CausalInputs
 
 
 # All components of a token are in one program. With more it would not fit into the shared memory of a small GPU.
@@ -21,7 +22,7 @@ STRIPES = 64
 
 
 if triton is not None:
-    from .triton_gma import load_tile, of_row, store_tile
+    from .kernels_gma import load_tile, of_row, store_tile
 
     @triton.jit
     def _load_centred(x, centre, tokens, columns, stride, length, WIDTH: tl.constexpr):
@@ -115,67 +116,47 @@ if triton is not None:
             tl.store(grad_constant + components, total, mask=components < COMPONENTS)
 
 
-def can_route(x: Tensor, scores: ScoreWeights) -> bool:
-    """
-    Whether the kernels, also those of the scan, take this: they run on its device, nothing is float64, and there are
-    at most `MAX_COMPONENTS` components.
-    """
-    is_float32 = x.dtype != torch.float64 and scores.weights.dtype == torch.float32
-    return is_float32 and scores.constant.shape[-1] <= MAX_COMPONENTS and has_kernels(x.device)
+class RoutingGradients(NamedTuple):
+    """The gradients of the inputs of the same names."""
+
+    queries: Tensor
+    keys: Tensor
+    weights: Tensor
+    constant: Tensor
 
 
-def fused_responsibilities(
-    queries: Tensor, keys: Tensor, scores: ScoreWeights, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def launch_route(inputs: CausalInputs) -> Tensor:
     """
-    `functional_gma.responsibilities` by the kernels: same arguments, same result (float32, contiguous), for what
-    `can_route` agrees to.
-    """
-    query_gamma, key_gamma = route_sides(queries, keys, *scores, mask)
-    return query_gamma, key_gamma
-
-
-def launch_route(
-    queries: Tensor, keys: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None
-) -> Tensor:
-    """
-    Responsibilities of queries and of keys (paper eq. 2).
+    Return the responsibilities of queries and of keys (paper eq. 2), `[2, B, H, N, K]`, float32, contiguous.
 
     Args:
-        queries, keys: `[B, H, N, d_r]`, float16, bfloat16 or float32, in any strides.
-        weights: `[2, H, 2 d_r, K]`, float32, from `score_weights`; so are the next two.
-        constant: `[2, H, K]`, float32.
-        centre: `[H, d_r]`, float32.
-        mask: `[B, N]`, False where the responsibilities of keys are to be zero, or None.
-
-    Returns:
-        `[2, B, H, N, K]`, float32, contiguous.
+        inputs: of the mixer; queries and keys in float16, bfloat16 or float32 and in any strides.
     """
-    gamma = _empty_gamma(queries, constant)
+    queries, constant, mask = inputs.queries, inputs.constant, inputs.mask
+    gamma = constant.new_empty(2, *queries.shape[:3], constant.shape[-1])
     batch, heads, length, width = queries.shape
     tiles = _tiles(queries.dtype, width, constant.shape[-1])
     blocks = ceil_div(length, tiles["BLOCK_TOKENS"])
     mask = None if mask is None else mask.to(torch.float32).expand(batch, length).contiguous()
-    sides = zip((queries, keys), weights.mT.contiguous(), constant.contiguous(), (None, mask), gamma)
+    sides = zip((queries, inputs.keys), inputs.weights.mT.contiguous(), constant.contiguous(), (None, mask), gamma)
     if gamma.numel() > 0:
         with torch.cuda.device_of(queries):
             for x, w, c, writes, out in sides:
                 x = token_by_token(x)
-                tensors = (x, w, c, centre.contiguous(), writes, out)
+                tensors = (x, w, c, inputs.centre.contiguous(), writes, out)
                 sizes = (heads, length, blocks, *strides(x))
                 _route_kernel[(batch * heads * blocks,)](*tensors, *sizes, HAS_MASK=writes is not None, **tiles)
     return gamma
 
 
-def launch_route_backward(
-    grad_gamma: Tensor, queries: Tensor, keys: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def launch_route_backward(grad_gamma: Tensor, inputs: CausalInputs, gamma: Tensor) -> RoutingGradients:
     """
-    Gradients of queries and keys (in their dtype), weights and constant; the sums are in a fixed order, without
-    atomics.
+    Return the gradients of queries and keys (in their dtype), weights and constant. The sums are in a fixed order,
+    without atomics.
     """
-    inputs = token_by_token(queries), token_by_token(keys)
-    grads = [torch.empty_like(x) for x in inputs]
+    queries, centre = inputs.queries, inputs.centre.contiguous()
+    both = token_by_token(queries), token_by_token(inputs.keys)
+    grads = [torch.empty_like(x) for x in both]
     batch, heads, length, width = queries.shape
     components = gamma.shape[-1]
     tiles = _tiles(queries.dtype, width, components)
@@ -184,59 +165,15 @@ def launch_route_backward(
     stripes = ceil_div(batch * blocks, blocks_per_stripe) if gamma.numel() > 0 else 0
     grad_weights = gamma.new_empty(2, stripes, heads, 2 * width, components)
     grad_constant = gamma.new_empty(2, stripes, heads, components)
-    sides = zip(inputs, weights.contiguous(), gamma, grad_gamma.contiguous(), grads, grad_weights, grad_constant)
+    sides = zip(both, inputs.weights.contiguous(), gamma, grad_gamma.contiguous(), grads, grad_weights, grad_constant)
     if stripes > 0:
         grid = (stripes, heads, ceil_div(width, tiles["BLOCK_WIDTH"]))
         with torch.cuda.device_of(queries):
             for x, w, *tensors, grad_x, grad_w, grad_c in sides:
-                tensors = (x, w, centre.contiguous(), *tensors, grad_x, grad_w, grad_c)
+                tensors = (x, w, centre, *tensors, grad_x, grad_w, grad_c)
                 sizes = (batch, heads, length, blocks, blocks_per_stripe, *strides(x), *strides(grad_x))
                 _grad_kernel[grid](*tensors, *sizes, PRECISION=precision(x.dtype, components), **tiles)
-    return *grads, grad_weights.sum(1), grad_constant.sum(1)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::route_sides", mutates_args=())
-def route_sides(
-    queries: Tensor, keys: Tensor, weights: Tensor, constant: Tensor, centre: Tensor, mask: Tensor | None
-) -> Tensor:
-    """`launch_route` as an operator. Its backward stores these inputs and the result."""
-    return launch_route(queries, keys, weights, constant, centre, mask)
-
-
-@route_sides.register_fake
-def _(queries, keys, weights, constant, centre, mask):
-    return _empty_gamma(queries, constant)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::route_sides_backward", mutates_args=())
-def _backward(
-    grad_gamma: Tensor, queries: Tensor, keys: Tensor, weights: Tensor, centre: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return launch_route_backward(grad_gamma, queries, keys, weights, centre, gamma)
-
-
-@_backward.register_fake
-def _(grad_gamma, queries, keys, weights, centre, gamma):
-    sides, heads, rows, components = weights.shape
-    inputs = (torch.empty_like(token_by_token(x)) for x in (queries, keys))
-    return *inputs, weights.new_empty(sides, heads, rows, components), weights.new_empty(sides, heads, components)
-
-
-def _setup(ctx, inputs, output) -> None:
-    queries, keys, weights, _, centre, _ = inputs
-    ctx.save_for_backward(queries, keys, weights, centre, output)
-
-
-def _gradients(ctx, grad_gamma):
-    return *_backward(grad_gamma, *ctx.saved_tensors), None, None
-
-
-route_sides.register_autograd(_gradients, setup_context=_setup)
-_backward.register_autograd(refuse_second_derivative)
-
-
-def _empty_gamma(queries: Tensor, constant: Tensor) -> Tensor:
-    return constant.new_empty(2, *queries.shape[:3], constant.shape[-1])
+    return RoutingGradients(*grads, grad_weights.sum(1), grad_constant.sum(1))
 
 
 def _tiles(dtype: torch.dtype, width: int, components: int) -> dict[str, int]:

@@ -6,10 +6,12 @@ Inside, the state of a chunk is flat: K rows of the memory M, then the mass z. S
 batch row.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .triton_gma import block_size, ceil_div, precision, strides, tile_size, tl, triton
+from .kernels_gma import block_size, ceil_div, precision, strides, tile_size, tl, triton
 
 
 # Tokens of a chunk.
@@ -19,7 +21,7 @@ BLOCK_STATE = 256
 
 
 if triton is not None:
-    from .triton_gma import load_tile, of_row, store_tile
+    from .kernels_gma import load_tile, of_row, store_tile
 
     @triton.jit
     def _halves(x):
@@ -46,11 +48,11 @@ if triton is not None:
 
     @triton.jit
     def _decays(
-        log_decay, segments, chunk, row, heads, length,
-        CHUNK: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+        log_decay, document_ids, chunk, row, heads, length,
+        CHUNK: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     ):  # fmt: skip
         """
-        What the gate and the borders of segments leave: from token to later token `[C, C]`, from the start of the
+        What the gate and the borders of documents leave: from token to later token `[C, C]`, from the start of the
         chunk to a token `[C]`, from a token to the end of the chunk `[C]`, and over the chunk.
         """
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -64,11 +66,11 @@ if triton is not None:
         else:
             inside = tl.where(is_earlier, 1.0, 0.0)
             read, write, carry = tl.full([CHUNK], 1.0, tl.float32), tl.full([CHUNK], 1.0, tl.float32), 1.0
-        if HAS_SEGMENTS:
-            segments += row // heads * length
-            here = tl.load(segments + tokens, mask=tokens < length, other=-1)
-            before = tl.load(segments + chunk * CHUNK - 1, mask=chunk > 0, other=0)
-            last = tl.load(segments + tl.minimum(chunk * CHUNK + CHUNK, length) - 1)
+        if HAS_DOCUMENTS:
+            document_ids += row // heads * length
+            here = tl.load(document_ids + tokens, mask=tokens < length, other=-1)
+            before = tl.load(document_ids + chunk * CHUNK - 1, mask=chunk > 0, other=0)
+            last = tl.load(document_ids + tl.minimum(chunk * CHUNK + CHUNK, length) - 1)
             inside = tl.where(here[:, None] == here[None, :], inside, 0.0)
             read, write = tl.where(here == before, read, 0.0), tl.where(here == last, write, 0.0)
             carry = tl.where(before == last, carry, 0.0)
@@ -76,11 +78,11 @@ if triton is not None:
 
     @triton.jit
     def _write_kernel(
-        gamma, values, log_decay, segments, states, carries, output, normaliser, delta,
+        gamma, values, log_decay, document_ids, states, carries, output, normaliser, delta,
         heads, length, chunks, stride_batch, stride_head, stride_token,
         output_stride_batch, output_stride_head, output_stride_token,
         COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-        HAS_DECAY: tl.constexpr, HAS_SEGMENTS: tl.constexpr, IS_GRADIENT: tl.constexpr,
+        HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, IS_GRADIENT: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """
@@ -90,7 +92,9 @@ if triton is not None:
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
-        _, read, write, carry = _decays(log_decay, segments, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_SEGMENTS)
+        _, read, write, carry = _decays(
+            log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
+        )
         gamma += row * length * COMPONENTS
         values = of_row(values, row, heads, stride_batch, stride_head)
         states += (row * chunks + chunk) * COMPONENTS * (WIDTH + 1)
@@ -146,18 +150,20 @@ if triton is not None:
 
     @triton.jit
     def _read_kernel(
-        query_gamma, key_gamma, values, log_decay, segments, states, output, normaliser,
+        query_gamma, key_gamma, values, log_decay, document_ids, states, output, normaliser,
         epsilon, heads, length, chunks, stride_batch, stride_head, stride_token,
         output_stride_batch, output_stride_head, output_stride_token,
         COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-        HAS_DECAY: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+        HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """`O = GammaQ M / (GammaQ z + eps)` of a chunk, and the normaliser. Grid: chunks of all rows, columns."""
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-        inside, read, _, _ = _decays(log_decay, segments, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_SEGMENTS)
+        inside, read, _, _ = _decays(
+            log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
+        )
         query_gamma += row * length * COMPONENTS
         key_gamma += row * length * COMPONENTS
         values = of_row(values, row, heads, stride_batch, stride_head)
@@ -187,18 +193,20 @@ if triton is not None:
 
     @triton.jit
     def _grad_values_kernel(
-        query_gamma, key_gamma, grad_output, log_decay, segments, grad_states, normaliser, grad_values,
+        query_gamma, key_gamma, grad_output, log_decay, document_ids, grad_states, normaliser, grad_values,
         heads, length, chunks, stride_batch, stride_head, stride_token,
         grad_stride_batch, grad_stride_head, grad_stride_token,
         COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-        HAS_DECAY: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+        HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """Gradient of the values of a chunk. Grid: chunks of all rows, columns."""
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-        inside, _, write, _ = _decays(log_decay, segments, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_SEGMENTS)
+        inside, _, write, _ = _decays(
+            log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
+        )
         query_gamma += row * length * COMPONENTS
         key_gamma += row * length * COMPONENTS
         grad_output = of_row(grad_output, row, heads, stride_batch, stride_head)
@@ -222,12 +230,12 @@ if triton is not None:
 
     @triton.jit
     def _grad_gamma_kernel(
-        query_gamma, key_gamma, values, grad_output, log_decay, segments, states, grad_states, normaliser, delta,
+        query_gamma, key_gamma, values, grad_output, log_decay, document_ids, states, grad_states, normaliser, delta,
         grad_query_gamma, grad_key_gamma, grad_log_decay,
         heads, length, chunks, stride_batch, stride_head, stride_token,
         grad_stride_batch, grad_stride_head, grad_stride_token,
         COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-        HAS_DECAY: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+        HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """
@@ -238,7 +246,7 @@ if triton is not None:
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         inside, read, write, carry = _decays(
-            log_decay, segments, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_SEGMENTS
+            log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
         )
         query_gamma += row * length * COMPONENTS
         key_gamma += row * length * COMPONENTS
@@ -302,11 +310,20 @@ if triton is not None:
             tl.store(grad_log_decay + row * length + tokens, result, mask=tokens < length)
 
 
+class ScanGradients(NamedTuple):
+    """The gradients of what `scan` was given."""
+
+    gamma: Tensor  # [2, B, H, N, K]
+    values: Tensor
+    log_decay: Tensor | None
+    state: Tensor
+
+
 def scan(
     gamma: Tensor,
     values: Tensor,
     log_decay: Tensor | None,
-    segments: Tensor | None,
+    document_ids: Tensor | None,
     state: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -317,7 +334,7 @@ def scan(
         gamma: responsibilities of queries and of keys, `[2, B, H, N, K]`, float32, contiguous.
         values: `[B, H, N, d_v]`, float16, bfloat16 or float32.
         log_decay: `[B, H, N]`, float32, or None.
-        segments: `[B, N]`, integers, or None.
+        document_ids: `[B, N]`, integers, or None.
         state: `[B, H, K, d_v + 1]`, float32, contiguous.
 
     Returns:
@@ -325,7 +342,7 @@ def scan(
         `[B, H, N]` and the state before each chunk, `[B, H, chunks, K * (d_v + 1)]`, flat.
     """
     query_gamma, key_gamma = gamma
-    calls = _Calls(query_gamma, values, log_decay, segments)
+    calls = _Calls(query_gamma, values, log_decay, document_ids)
     output, last = torch.empty_like(values), torch.empty_like(state)
     normaliser, states, carries = calls.new_sums(), calls.new_states(), calls.new_carries()
     written = (values, *calls.decay, states, carries, None, None, None)
@@ -342,14 +359,14 @@ def scan_backward(
     gamma: Tensor,
     values: Tensor,
     log_decay: Tensor | None,
-    segments: Tensor | None,
+    document_ids: Tensor | None,
     output: Tensor,
     normaliser: Tensor,
     states: Tensor,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Gradients of the responsibilities, the values, the log decays and the first state, from what `scan` gave."""
+) -> ScanGradients:
+    """Return the gradients of the arguments of `scan`, from what it gave."""
     query_gamma, key_gamma = gamma
-    calls = _Calls(query_gamma, values, log_decay, segments)
+    calls = _Calls(query_gamma, values, log_decay, document_ids)
     grad_first, grad_values = torch.empty_like(grad_state), torch.empty_like(values)
     delta, grad_states, carries = calls.new_sums(), calls.new_states(), calls.new_carries()
     written = (grad_output, *calls.decay, grad_states, carries, output, normaliser, delta)
@@ -362,21 +379,21 @@ def scan_backward(
     tensors = (query_gamma, key_gamma, values, grad_output, *calls.decay, states, grad_states, normaliser, delta)
     results = (*grad_gamma, grad_log_decay)
     calls(_grad_gamma_kernel, *tensors, *results, layout=(values, grad_output))
-    return grad_gamma, grad_values, grad_log_decay, grad_first
+    return ScanGradients(grad_gamma, grad_values, grad_log_decay, grad_first)
 
 
 class _Calls:
     """Calls of the kernels in the sizes of one scan."""
 
-    def __init__(self, gamma: Tensor, values: Tensor, log_decay: Tensor | None, segments: Tensor | None):
+    def __init__(self, gamma: Tensor, values: Tensor, log_decay: Tensor | None, document_ids: Tensor | None):
         self.batch, self.heads, self.length, components = gamma.shape
-        self.chunks, self.like, self.decay = ceil_div(self.length, CHUNK), gamma, (log_decay, segments)
+        self.chunks, self.like, self.decay = ceil_div(self.length, CHUNK), gamma, (log_decay, document_ids)
         self.sizes = {"COMPONENTS": components, "WIDTH": values.shape[-1]}
         self.options = self.sizes | {
             "CHUNK": CHUNK,
             "PRECISION": precision(values.dtype),
             "HAS_DECAY": log_decay is not None,
-            "HAS_SEGMENTS": segments is not None,
+            "HAS_DOCUMENTS": document_ids is not None,
             "num_warps": 4,
             "num_stages": 1,
         }

@@ -3,20 +3,12 @@
 import pytest
 import torch
 
-from gma_hf.model.functional_gma import (
-    MIN_LOG_DECAY,
-    affinity,
-    log_forget_gate,
-    responsibilities,
-    score_weights,
-    short_convolution,
-)
-from gma_hf.reference import reference_convolution, reference_mix, reference_responsibilities
+from gma_hf.model.equations_gma import Mixture, affinity, responsibilities, score_weights
+from gma_hf.reference import reference_mix, reference_responsibilities
 
 
 BATCH, HEADS, COMPONENTS, EPSILON = 2, 2, 5, 1e-6
 LENGTHS = [1, 63, 64, 65]
-EXTREME = 1e4
 
 
 # The affinity is what a mix does to the values "1 at token j": with the identity as values the output is the matrix.
@@ -70,7 +62,7 @@ def mixture(length=17, routing_dim=6, offset=0.0):
 
 
 def both_sides(queries, keys, means, variances, prior_logits, temperature=None, mask=None):
-    return responsibilities(queries, keys, score_weights(means, variances, prior_logits, temperature), mask)
+    return responsibilities(queries, keys, score_weights(Mixture(means, variances, prior_logits, temperature)), mask)
 
 
 def reference_sides(queries, keys, means, variances, prior_logits, temperature=(None, None), mask=None):
@@ -150,66 +142,3 @@ def test_gradients_of_the_responsibilities_are_the_analytic_ones(assert_close, l
                 score = 0.5 * (difference**2 / variances[0] ** 2 - 1 / variances[0])
             expected, actual = softmax[..., None] * score[:, None], actual[:, :, 0]
     assert_close(actual, expected, 1e-9)
-
-
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize(
-    ("causal", "width"),
-    [(True, 1), (True, 2), (True, 4), (False, 1), (False, 3), (False, 5)],
-    ids=lambda value: {True: "causal", False: "centred"}[value] if isinstance(value, bool) else str(value),
-)
-@pytest.mark.parametrize("length", [1, 2, 21])
-def test_convolution_is_the_definition(compare, leaves, padding_mask, length, causal, width, masked):
-    torch.manual_seed(0)
-    arguments = leaves({"x": torch.randn(BATCH, length, 6), "weight": torch.randn(6, width)})
-    mask = padding_mask(length) if masked else None
-    real = torch.ones(BATCH, length, dtype=torch.bool) if mask is None else mask  # padding is nobody's business
-    compare(
-        lambda **kwargs: [short_convolution(**kwargs, causal=causal, mask=mask)[0][real]],
-        lambda **kwargs: [reference_convolution(**kwargs, causal=causal, mask=mask)[real]],
-        arguments,
-    )
-
-
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("cuts", [[1], [2, 3], [9], [5, 6, 7, 20]], ids=str)
-def test_a_tail_continues_a_convolution(assert_close, padding_mask, cuts, masked):
-    torch.manual_seed(0)
-    x, weight = torch.randn(BATCH, 21, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
-    mask = padding_mask(21) if masked else None
-    whole, last_tail = short_convolution(x, weight, True, mask)
-    parts, tail = [], None
-    for start, end in zip([0, *cuts], [*cuts, 21]):
-        piece = None if mask is None else mask[:, start:end]
-        part, tail = short_convolution(x[:, start:end], weight, True, piece, tail)
-        parts.append(part)
-    real = torch.ones(BATCH, 21, dtype=torch.bool) if mask is None else mask
-    assert_close(torch.cat(parts, dim=1)[real], whole[real], 1e-9)
-    assert_close(tail, last_tail, 1e-9)
-    row = x[0][real[0]]
-    assert_close(tail[0], row[-3:], 1e-9)
-
-
-def test_log_forget_gate(assert_close):
-    logits = torch.tensor([[-EXTREME, -30.0, -3.0, 0.0, 3.0, 30.0, EXTREME]], dtype=torch.float64)[..., None]
-    logits.requires_grad_()
-    gate = log_forget_gate(logits)
-    expected = torch.sigmoid(logits.detach()).log().clamp_min(MIN_LOG_DECAY)
-    assert gate.shape == (1, 1, 7)
-    assert_close(gate[0, 0], expected[0, :, 0], 1e-9)
-    assert (gate <= 0).all() and (gate >= MIN_LOG_DECAY).all()
-    (gradient,) = torch.autograd.grad(gate.sum(), logits)
-    bounded = logits.detach() < MIN_LOG_DECAY
-    assert_close(gradient, torch.sigmoid(-logits.detach()).masked_fill(bounded, 0.0), 1e-9)
-
-
-def test_a_masked_token_forgets_nothing(padding_mask):
-    logits, mask = torch.randn(BATCH, 7, HEADS), padding_mask(7)
-    gate = log_forget_gate(logits, mask)
-    hidden = ~mask[:, None].expand_as(gate)
-    assert (gate[hidden] == 0).all() and (gate[~hidden] < 0).all()
-
-
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
-def test_log_forget_gate_of_half_precision_logits_is_float32(low):
-    assert log_forget_gate(torch.randn(1, 3, 2).to(low)).dtype == torch.float32

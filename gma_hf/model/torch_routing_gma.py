@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from .compat_gma import cpu_capabilities
 
-# A copy of these files that travels with a checkpoint registers operators of its own
-NAMESPACE = __name__.replace(".", "_")
+
 # Rows (sides x batch x heads x tokens) of a block: on a CPU by the cache of a core, elsewhere what fills the device.
-BLOCK_ROWS_CPU = 2**13 if torch.cpu.get_capabilities().get("l2_cache_size", 0) >= 2**21 else 2**12
+BLOCK_ROWS_CPU = 2**13 if cpu_capabilities().get("l2_cache_size", 0) >= 2**21 else 2**12
 BLOCK_ROWS = 2**20
 # Rows (batch x heads x tokens) of which the backward finds what the forward made: a bound that does not grow with N.
 KEPT_ROWS = 2**13
@@ -42,14 +42,6 @@ class Workspace:
                 view = buffer[:size].view(shape)
             self.buffers[name] = view, buffer
         return view
-
-
-def refuse_second_derivative(ctx, *grads: torch.Tensor) -> None:
-    """The derivative of an operator that is itself a backward by hand."""
-    raise NotImplementedError(
-        "GMA has no second derivative: `create_graph` must be False where a gradient passes through its mixer, but it "
-        "is True."
-    )
 
 
 class Block(NamedTuple):

@@ -1,0 +1,263 @@
+"""
+What may be added to the paper's mixer, a class each: the field of the config that turns it on, the weights it has and
+how they start, its effect, and what it keeps between calls. A new addition is a field of `GMAConfig`, a class here in
+`ADDITIONS`, and a test.
+
+An addition has no weights itself. They are a module of the layer, under the addition's `name`, which an adapter or a
+quantization may wrap; the layer passes it to each method.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .documents_gma import ONE_EACH, Documents
+from .equations_gma import routing_dtype
+
+
+# exp(-20) = 2e-9 forgets everything that float32 can tell apart. The bound keeps sums of log decays over a chunk small
+# enough for their differences to be good to 5e-4 in the worst case of a chunk of 256 closed gates.
+MIN_LOG_DECAY = -20.0
+# Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
+FORGET_TIME_SCALES = (8.0, 400.0)
+
+
+class Addition:
+    """
+    An addition without any effect, from which each takes what it does not change.
+
+    A module that an addition makes starts by its own method `start`, if it has one, and otherwise as the network's
+    linear maps do.
+    """
+
+    field: str  # of GMAConfig, which turns it on
+    name: str  # of its module in the layer
+    words: str  # for model cards
+    keeps: str | None = None  # the name of the tensor that a layer's state has because of it
+    no_sum_because: str | None = None  # why states of texts that were read apart do not add up with it
+    in_pieces_because: str | None = None  # why a bidirectional model cannot read a document in pieces with it
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @classmethod
+    def is_on(cls, config: Any) -> bool:
+        """Return whether a config turns it on."""
+        return bool(getattr(config, cls.field))
+
+    def module(self) -> nn.Module | None:
+        """Return a new module for a layer, or None if it has no weights of its own."""
+        return None
+
+    def kept_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of what it keeps of one row, or None if it keeps nothing."""
+        return None
+
+    def project(
+        self, module: nn.Module, projected: Tensor, documents: Documents, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return queries, keys and values `[B, N, channels]` of all heads, changed, and what it keeps after them."""
+        return projected, None
+
+    def log_decay(self, module: nn.Module, hidden_states: Tensor, documents: Documents) -> Tensor | None:
+        """Return the log of the decay of the state at each token, `[B, H, N]`, or None for none."""
+        return None
+
+    def gate(self, module: nn.Module, output: Tensor, hidden_states: Tensor) -> Tensor:
+        """Return what the heads read, `[B, N, hidden]`, changed before the output projection."""
+        return output
+
+
+class NormalizedRouting(Addition):
+    """Queries and keys of root mean square 1, and a temperature per head and side, which is the mixture's."""
+
+    field = "normalize_routing"
+    name = "normalized_routing"
+    words = "normalised routing"
+
+
+class ConvolutionWeights(nn.Module):
+    """The taps of a depthwise convolution, `[channels, W]`; with zeros it is absent."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, kernel_size))
+
+    def start(self) -> None:
+        """Start absent."""
+        init.zeros_(self.weight)
+
+    def forward(
+        self, x: Tensor, is_causal: bool, documents: Documents, tail: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `short_convolution` of `[B, N, channels]`."""
+        return short_convolution(x, self.weight, is_causal, documents, tail)
+
+
+class ShortConvolution(Addition):
+    """A depthwise convolution of queries, keys and values, with a residual path, over the real tokens of a row."""
+
+    field = "conv_kernel_size"
+    name = "convolution"
+    words = "a convolution"
+    keeps = "conv_tail"
+    no_sum_because = "`conv_kernel_size` is not 0, and a convolution joins neighbouring tokens"
+    in_pieces_because = "a convolution, which `conv_kernel_size` turns on, reaches across their borders"
+
+    @property
+    def channels(self) -> int:
+        """Queries, keys and values of all heads."""
+        return 2 * self.config.num_attention_heads * self.config.routing_dim + self.config.hidden_size
+
+    def module(self):
+        return ConvolutionWeights(self.channels, self.config.conv_kernel_size)
+
+    def kept_shape(self):
+        return (self.config.conv_kernel_size - 1, self.channels) if self.config.is_causal else None
+
+    def project(self, module, projected, documents, kept):
+        return module(projected, self.config.is_causal, documents, kept)
+
+
+class ForgetWeights(nn.Linear):
+    """The logit of the decay of each head. Its bias spreads the time scales of the heads at the start."""
+
+    def start(self) -> None:
+        """Start the bias with time scales from the shortest to the longest."""
+        shortest, longest = (math.log(tokens) for tokens in FORGET_TIME_SCALES)
+        time_scales = torch.linspace(shortest, longest, self.out_features).exp()
+        init.copy_(self.bias, (-1 / time_scales).exp().logit())
+
+
+class ForgetGate(Addition):
+    """One decay in (0, 1) per head and token on the whole state."""
+
+    field = "forget_gate"
+    name = "forget_gate"
+    words = "a forget gate"
+    no_sum_because = "`forget_gate` is on, so that what comes later weighs more"
+
+    def module(self):
+        return ForgetWeights(self.config.hidden_size, self.config.num_attention_heads)
+
+    def log_decay(self, module, hidden_states, documents):
+        return log_forget_gate(module(hidden_states), documents.mask)
+
+
+class OutputGate(Addition):
+    """What a token reads, multiplied by `silu` of a linear map of the layer's input."""
+
+    field = "output_gate"
+    name = "output_gate"
+    words = "an output gate"
+
+    def module(self):
+        return nn.Linear(self.config.hidden_size, self.config.hidden_size)
+
+    def gate(self, module, output, hidden_states):
+        return output * F.silu(module(hidden_states))
+
+
+ADDITIONS = (NormalizedRouting, ShortConvolution, ForgetGate, OutputGate)
+
+
+def additions_of(config: Any) -> list[Addition]:
+    """Return the additions that a config turns on."""
+    return [kind(config) for kind in ADDITIONS if kind.is_on(config)]
+
+
+def log_forget_gate(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """
+    Return the log of the forget gate, `max(log sigmoid(logits), MIN_LOG_DECAY)`, and 0 where a token is masked.
+
+    Args:
+        logits: `[B, N, H]`.
+        mask: `[B, N]`, False where a token must leave the state as it is.
+
+    Returns:
+        `[B, H, N]` in the dtype of the state.
+    """
+    log_gate = F.logsigmoid(logits.to(routing_dtype(logits))).clamp_min(MIN_LOG_DECAY)
+    if mask is not None:
+        log_gate = log_gate * mask[..., None]
+    return log_gate.transpose(1, 2)
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    causal: bool,
+    documents: Documents = ONE_EACH,
+    tail: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """
+    Return a depthwise convolution with a residual path, `x + weight * x`, over the real tokens of each row. Masked
+    ones are taken out before and put back after, so a row gives what it gives alone, wherever its padding is.
+
+    Args:
+        x: `[B, N, C]`.
+        weight: `[C, W]`; the last tap is the current token (causal), or the middle one is (centred).
+        causal: whether a token sees the W - 1 tokens before it, or (W - 1) / 2 on each side.
+        documents: padding and packing; a token sees its own document only, and the tail is of document 0.
+        tail: causal only: the last W - 1 inputs before this call, `[B, W - 1, C]`, or None for zeros.
+
+    Returns:
+        `[B, N, C]`, and in the causal case the last W - 1 inputs including this call (else None), with zeros in the
+        place of what is of another document than the last one.
+    """
+    mask, places = documents.mask, documents.ids
+    batch, length, channels = x.shape
+    width = weight.shape[-1]
+    inputs = x
+    if mask is not None:
+        order, rank = _real_tokens_first(mask)
+        inputs = (x * mask[..., None]).gather(1, order[..., None].expand(-1, -1, channels))
+        places = None if places is None else places.gather(1, order)
+    reach = (width - 1, 0) if causal else (width // 2, width // 2)
+    padded = F.pad(inputs, (0, 0, *reach))
+    if tail is not None:
+        padded = torch.cat([tail.to(x.dtype), inputs], dim=1)
+    if places is None:
+        mixed = F.conv1d(padded.transpose(1, 2), weight.to(x.dtype)[:, None], groups=channels).transpose(1, 2)
+    else:
+        places = F.pad(places, reach)
+        mixed = sum(
+            weight[:, tap].to(x.dtype) * padded[:, tap : tap + length] * _same_document(places, tap, reach[0], length)
+            for tap in range(width)
+        )
+    tail = _tail(padded, mask, places, width) if causal else None
+    if mask is not None:
+        mixed = mixed.gather(1, rank[..., None].expand(-1, -1, channels))
+    return x + mixed, tail
+
+
+def _real_tokens_first(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Return, for the real tokens of each row and then the masked ones, which token comes n-th, and where each token
+    comes, both `[B, N]`. They are counted instead of sorted, since a stable sort has no counterpart in ONNX.
+    """
+    token = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    count = mask.cumsum(dim=1, dtype=torch.long)
+    rank = torch.where(mask, count - 1, count[:, -1:] + token - count)
+    return torch.empty_like(rank).scatter(1, rank, token), rank
+
+
+def _same_document(places: Tensor, tap: int, current: int, length: int) -> Tensor:
+    """Return where the token that a tap falls on is of the same document as the current one, `[B, N, 1]`."""
+    return (places[:, tap : tap + length] == places[:, current : current + length])[..., None]
+
+
+def _tail(padded: Tensor, mask: Tensor | None, places: Tensor | None, width: int) -> Tensor:
+    """Return the last W - 1 real inputs, `[B, W - 1, C]`."""
+    length = padded.shape[1] - width + 1
+    real = torch.full_like(padded[:, 0, :1], length, dtype=torch.long) if mask is None else mask.sum(1, keepdim=True)
+    last = real + torch.arange(width - 1, device=padded.device)
+    tail = padded.gather(1, last[..., None].expand(-1, -1, padded.shape[-1]))
+    if places is None:
+        return tail
+    # Before the first real token of this call all is of document 0, where `places` says 0 too
+    return tail * (places.gather(1, last) == places.gather(1, real + width - 2))[..., None]

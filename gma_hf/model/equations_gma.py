@@ -1,0 +1,164 @@
+"""
+The equations of Gaussian Mixture Attention (Huang and Raza, 2026), one function each; `mixing_gma` mixes with them.
+
+Shapes, throughout: B batch, H heads, N tokens, K components, d_r routing width, d_v value width. A *state* is one
+tensor `[B, H, K, d_v + 1]`: the memory M in its first d_v columns and the mass z in the last one. Responsibilities and
+states are float32, whatever the dtype of the inputs (float64 for float64 inputs).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+def routing_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which `x` is routed and remembered: float64 for float64, float32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class Mixture(NamedTuple):
+    """The K Gaussian components of each head (paper 3.1)."""
+
+    means: torch.Tensor  # mu, [H, K, d_r]
+    variances: torch.Tensor  # sigma^2, [H, K, d_r], positive
+    prior_logits: torch.Tensor  # alpha with pi = softmax(alpha), [H, K]
+    temperature: torch.Tensor | None = None  # factor on the scores of each side and head, [2, H]; None for 1
+
+
+def variances(raw_variances: torch.Tensor, floor: float) -> torch.Tensor:
+    """Return `sigma^2 = softplus(omega) + eps_sigma` (paper 3.7) of omega, in any shape."""
+    return F.softplus(raw_variances) + floor
+
+
+def raw_variances(variances: torch.Tensor, floor: float) -> torch.Tensor:
+    """Return omega with `sigma^2 = softplus(omega) + eps_sigma` (paper 3.7) of variances above the floor."""
+    softplus = variances - floor
+    return softplus + (-torch.expm1(-softplus)).log()
+
+
+class ScoreWeights(NamedTuple):
+    """
+    The scores of both sides as one linear map of the features `[x * x, x]` of centred x: `features @ weights +
+    constant`. The first index is the side (0: queries, which read; 1: keys, which write).
+    """
+
+    weights: torch.Tensor  # [2, H, 2 d_r, K]
+    constant: torch.Tensor  # [2, H, K]
+    centre: torch.Tensor  # [H, d_r]
+
+
+def score_weights(mixture: Mixture) -> ScoreWeights:
+    """
+    Return the weights that turn queries and keys into scores `log pi_k + log N(x; mu_k, diag(sigma_k^2))` (paper
+    eq. 2), up to a term that all components of a head share and that drops out of the softmax.
+
+    That is why a common centre may be taken off x and the means, and a common precision off the squares. Expanding
+    `(x - mu)^2` without it cancels badly in float32. For the same reason the centre is a constant to the gradient.
+
+    Returns:
+        Float32 tensors (float64 for float64 parameters).
+    """
+    means, variances, prior_logits, temperature = mixture
+    with torch.autocast(device_type=means.device.type, enabled=False):
+        dtype = routing_dtype(means)
+        means, variances, prior_logits = means.to(dtype), variances.to(dtype), prior_logits.to(dtype)
+        centre = means.detach().mean(dim=1)
+        means = means - centre[:, None]
+        precision = variances.reciprocal()
+        linear = means * precision
+        constant = prior_logits - 0.5 * (variances.log() + means * linear).sum(dim=-1)
+        quadratic = -0.5 * (precision - precision.mean(dim=1, keepdim=True))
+        weights = torch.cat([quadratic, linear], dim=-1).transpose(1, 2)
+        if temperature is None:
+            return ScoreWeights(weights.expand(2, -1, -1, -1), constant.expand(2, -1, -1), centre)
+        temperature = temperature.to(dtype)[..., None]
+        return ScoreWeights(weights * temperature[..., None], constant * temperature, centre)
+
+
+def normalize(x: torch.Tensor) -> torch.Tensor:
+    """Return queries or keys `[..., d_r]` divided by their root mean square, in the routing dtype."""
+    return F.rms_norm(x.to(routing_dtype(x)), x.shape[-1:], eps=1e-6)
+
+
+def responsibilities(
+    queries: torch.Tensor, keys: torch.Tensor, scores: ScoreWeights, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Return the posterior responsibilities (paper eq. 2) `gamma_k(x) = softmax_k(log pi_k + log N(x; mu_k,
+    diag(sigma_k^2)))`.
+
+    Args:
+        queries, keys: `[B, H, N, d_r]`.
+        scores: from `score_weights`.
+        mask: `[B, N]`, False where a token must not write; the responsibilities of its key become zero.
+
+    Returns:
+        Those of queries and of keys, `[B, H, N, K]`, float32 (float64 for float64 parameters), each row summing to
+        one, or to zero where masked.
+    """
+    with torch.autocast(device_type=queries.device.type, enabled=False):
+        x = torch.stack([queries, keys]).to(scores.centre.dtype) - scores.centre[:, None]
+        features = torch.cat([x * x, x], dim=-1)
+        gamma = (features @ scores.weights[:, None] + scores.constant[:, None, :, None]).softmax(dim=-1)
+        query_gamma, key_gamma = gamma
+        return query_gamma, key_gamma if mask is None else key_gamma * mask[:, None, :, None]
+
+
+def append_ones(values: torch.Tensor) -> torch.Tensor:
+    """Return values `[B, H, N, d_v]` with a column of ones, `[B, H, N, d_v + 1]`, in the dtype of the state."""
+    return F.pad(values.to(routing_dtype(values)), (0, 1), value=1.0)
+
+
+def read(weighted: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return `GammaQ M / (GammaQ z + eps)` from `GammaQ [M, z]`, `[..., d_v + 1]` to `[..., d_v]`."""
+    return weighted[..., :-1] / (weighted[..., -1:] + epsilon)
+
+
+def decay_between(elapsed: torch.Tensor) -> torch.Tensor:
+    """Return `exp(sum of log decays in (j, i])` for j <= i and 0 above the diagonal: `[..., C]` to `[..., C, C]`."""
+    size = elapsed.shape[-1]
+    future = torch.ones(size, size, dtype=torch.bool, device=elapsed.device).triu(1)
+    return (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(future, float("-inf")).exp()
+
+
+def affinity(
+    query_gamma: torch.Tensor,
+    key_gamma: torch.Tensor,
+    epsilon: float,
+    causal: bool,
+    state: torch.Tensor | None = None,
+    log_decay: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Return the affinity `A = diag(GammaQ z + eps)^-1 GammaQ GammaK^T` (paper 3.3), with decays and the causal mask, if
+    any. The mixer never forms it; it is for somebody who asks to look at it.
+
+    Args:
+        query_gamma, key_gamma: responsibilities `[B, H, N, K]`.
+        epsilon: eps of the read.
+        causal: whether a token reads only what is not after it.
+        state: what was read before, `[B, H, K, d_v + 1]`; rows then fall short of one by what is read from it.
+        log_decay: log of the forget gate, `[B, H, N]`, or None.
+        document_ids: `[B, N]`; a token reads its own document only, and the state belongs to document 0.
+
+    Returns:
+        `[B, H, N, N]`.
+    """
+    with torch.autocast(device_type=query_gamma.device.type, enabled=False):
+        weights = query_gamma @ key_gamma.transpose(-1, -2)
+        elapsed = None if log_decay is None else log_decay.cumsum(dim=-1)
+        if elapsed is not None:
+            weights = weights * decay_between(elapsed)
+        elif causal:
+            weights = weights.tril()
+        if document_ids is not None:
+            weights = weights * (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        mass = weights.sum(dim=-1, keepdim=True)
+        if state is not None:
+            old_mass = query_gamma @ state[..., -1:]
+            if document_ids is not None:
+                old_mass = old_mass * (document_ids == 0)[:, None, :, None]
+            mass = mass + (old_mass if elapsed is None else old_mass * elapsed.exp()[..., None])
+        return weights / (mass + epsilon)

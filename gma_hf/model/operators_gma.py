@@ -1,0 +1,162 @@
+"""
+An operator of torch whose backward is written by hand: `torch.compile` takes it as one node, whatever the length, and
+autograd keeps only what its backward asks for. A second derivative is refused.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+# A copy of these files that travels with a checkpoint registers operators of its own, whatever its folder is called
+NAMESPACE = f"gma_{hashlib.sha256(__name__.encode()).hexdigest()[:12]}"
+
+
+class CausalInputs(NamedTuple):
+    """What an operator of the causal form takes. `weights`, `constant` and `centre` are those of `ScoreWeights`."""
+
+    queries: Tensor  # [B, H, N, d_r]
+    keys: Tensor  # [B, H, N, d_r]
+    values: Tensor  # [B, H, N, d_v]
+    weights: Tensor  # [2, H, 2 d_r, K]
+    constant: Tensor  # [2, H, K]
+    centre: Tensor  # [H, d_r]
+    mask: Tensor | None  # [B, N], False where a token must not write
+    log_decay: Tensor | None  # [B, H, N], at most 0
+    document_ids: Tensor | None  # [B, N]
+    state: Tensor  # [B, H, K, d_v + 1]
+
+
+class CausalGradients(NamedTuple):
+    """The gradients of the inputs of the same names; `log_decay` is empty without a gate."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+    constant: Tensor
+    log_decay: Tensor
+    state: Tensor
+
+
+class BidirectionalInputs(NamedTuple):
+    """What the operator of the bidirectional form takes; there may be fewer queries than keys, or more."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+    constant: Tensor
+    centre: Tensor
+    mask: Tensor | None
+    state: Tensor
+
+
+class BidirectionalGradients(NamedTuple):
+    """The gradients of the inputs of the same names."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+    constant: Tensor
+    state: Tensor
+
+
+class Form(NamedTuple):
+    """
+    A form of the mixer as functions on named tensors. The first two results are the output and the last state; the
+    others are for the backward. The functions that allocate also tell a compiler the shapes.
+    """
+
+    name: str
+    inputs: type
+    results: type
+    gradients: type
+    settings: str  # what comes after the inputs, in the language of torch's schemas
+    new_results: Callable[..., tuple]  # (inputs, *settings) -> results, not yet filled
+    forward: Callable[..., tuple]  # the same, filled
+    new_gradients: Callable[..., tuple]  # (inputs) -> gradients, not yet filled
+    backward: Callable[..., tuple]  # (grad_output, grad_state, inputs, results, *settings) -> gradients
+
+
+class Operator:
+    """
+    A form as two operators of torch, `forward` and `backward`; called with the inputs and the settings, it gives the
+    results.
+    """
+
+    def __init__(self, form: Form):
+        self.form = form
+        optional = form.inputs.__annotations__
+        given = ", ".join(f"Tensor{'' if optional[name] is Tensor else '?'} {name}" for name in form.inputs._fields)
+        made = ", ".join(f"Tensor made_{name}" for name in form.results._fields)
+        results, gradients = (", ".join(["Tensor"] * len(kind._fields)) for kind in (form.results, form.gradients))
+        self.forward = torch.library.custom_op(
+            f"{NAMESPACE}::{form.name}",
+            self._forward,
+            mutates_args=(),
+            schema=f"({given}, {form.settings}) -> ({results})",
+        )
+        self.backward = torch.library.custom_op(
+            f"{NAMESPACE}::{form.name}_backward",
+            self._backward,
+            mutates_args=(),
+            schema=f"(Tensor grad_output, Tensor grad_state, {given}, {made}, {form.settings}) -> ({gradients})",
+        )
+        self.forward.register_fake(self._fake_forward)
+        self.backward.register_fake(self._fake_backward)
+        self.forward.register_autograd(self._differentiate, setup_context=self._keep)
+        self.backward.register_autograd(refuse_second_derivative)
+
+    def __call__(self, inputs: tuple, *settings: Any) -> Any:
+        return self.form.results(*self.forward(*inputs, *settings))
+
+    def _split(self, arguments: tuple) -> tuple[Any, tuple]:
+        count = len(self.form.inputs._fields)
+        return self.form.inputs(*arguments[:count]), arguments[count:]
+
+    def _forward(self, *arguments):
+        inputs, settings = self._split(arguments)
+        with torch.autocast(device_type=inputs.values.device.type, enabled=False):
+            return tuple(self.form.forward(inputs, *settings))
+
+    def _fake_forward(self, *arguments):
+        inputs, settings = self._split(arguments)
+        return tuple(self.form.new_results(inputs, *settings))
+
+    def _backward(self, grad_output, grad_state, *arguments):
+        inputs, rest = self._split(arguments)
+        count = len(self.form.results._fields)
+        results, settings = self.form.results(*rest[:count]), rest[count:]
+        with torch.autocast(device_type=inputs.values.device.type, enabled=False):
+            return tuple(self.form.backward(grad_output, grad_state, inputs, results, *settings))
+
+    def _fake_backward(self, grad_output, grad_state, *arguments):
+        return tuple(self.form.new_gradients(self._split(arguments)[0]))
+
+    def _keep(self, ctx, inputs, output) -> None:
+        tensors, ctx.settings = self._split(inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output)
+
+    def _differentiate(self, ctx, grad_output, grad_state, *_):
+        kept = ctx.saved_tensors  # once: gradient checkpointing unpacks them only once
+        inputs, results = self._split(kept)
+        results = self.form.results(*results)
+        grad_output = torch.zeros_like(results.output) if grad_output is None else grad_output
+        grad_state = torch.zeros_like(results.state) if grad_state is None else grad_state
+        found = self.form.gradients(*self.backward(grad_output, grad_state, *kept, *ctx.settings))._asdict()
+        of_inputs = (None if x is None else found.get(name) for name, x in inputs._asdict().items())
+        return *of_inputs, *(None for _ in ctx.settings)
+
+
+def refuse_second_derivative(ctx, *grads: Tensor) -> None:
+    """Refuse the derivative of an operator that is itself a backward by hand."""
+    raise NotImplementedError(
+        "GMA has no second derivative: `create_graph` must be False where a gradient passes through its mixer, but it "
+        "is True."
+    )

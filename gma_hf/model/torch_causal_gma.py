@@ -1,0 +1,336 @@
+"""
+The causal form of many tokens in plain torch as one operator, forward and backward by hand (paper 3.6).
+
+Inside a chunk of tokens a masked (or decay-weighted) product of responsibilities, across chunks a running state, by
+one product for the chunks of a block, in which what comes later counts 0 times: what is infinite or NaN is felt by the
+earlier tokens of its block too. The operator walks from block to block, keeps its inputs, its output with the
+normaliser and the state before each block, and computes the responsibilities again in the backward, but for those of
+the last blocks, which are kept: what it stores of a long sequence beyond inputs and output are states.
+
+Inside, heads come before the batch.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .equations_gma import decay_between
+from .operators_gma import CausalGradients, CausalInputs, Form, Operator
+from .torch_routing_gma import (
+    Block,
+    Layout,
+    RoutingGradients,
+    Workspace,
+    batch_first,
+    block_tokens,
+    extend_values,
+    features,
+    grad_weighted,
+    read_weighted,
+    route,
+    rows_first,
+)
+
+
+# Chunks of a block: the product that carries states from chunk to chunk grows with their square.
+BLOCK_CHUNKS = 64
+
+
+class _Decay(NamedTuple):
+    """
+    What the gate and the borders of documents leave of what was written, as factors; None for 1. A block has n chunks
+    of each row, `chunks` in all.
+    """
+
+    between: Tensor  # from the end of a chunk to the start of a later one, else 0: [H * B, n later, n]
+    inside: Tensor | None = None  # from token to token of a chunk: [chunks, C, C]
+    read: Tensor | None = None  # from the start of the chunk to a token: [chunks, C, 1]
+    write: Tensor | None = None  # from a token to the end of the chunk: [chunks, C, 1]
+    carry: Tensor | None = None  # over a chunk: [H * B, n, 1]
+    first: Tensor | None = None  # from the start of the block to that of a chunk: [H * B, n, 1]
+    last: Tensor | None = None  # from the end of a chunk to that of the block: [H * B, n, 1]
+
+    @classmethod
+    def of(cls, block: Block, heads: int, batch: int, earlier, log_decay, document_ids) -> "_Decay":
+        """
+        Return the factors of a block.
+
+        Args:
+            block: the block.
+            heads, batch: H and B.
+            earlier: ones below the diagonal, for as many chunks as a block has at most.
+            log_decay: `[B, H, N]`, or None.
+            document_ids: `[B, N]`, or None.
+        """
+        rows, chunks = heads * batch, (block.stop - block.start) // block.size
+        earlier = earlier[:chunks, :chunks]
+        if log_decay is None and document_ids is None:
+            return cls(earlier.expand(rows, -1, -1))
+        if log_decay is None:
+            elapsed = earlier.new_zeros(heads, batch, chunks, block.size)
+        else:
+            elapsed = log_decay.transpose(0, 1)[:, :, block.start : block.stop]
+            elapsed = elapsed.unflatten(-1, (chunks, block.size)).cumsum(-1)
+        total = elapsed[..., -1:]
+        inside, read, write, carry = decay_between(elapsed), elapsed.exp(), (total - elapsed).exp(), total.exp()
+        if document_ids is not None:
+            here = document_ids[:, block.start : block.stop].unflatten(-1, (chunks, block.size))
+            last = here[..., -1:]
+            before = document_ids[:, block.start - 1] if block.start else torch.zeros_like(document_ids[:, 0])
+            before = torch.cat([before[:, None, None], last[:, :-1]], dim=1)
+            inside = inside * (here[..., :, None] == here[..., None, :])
+            read, write, carry = read * (here == before), write * (here == last), carry * (before == last)
+        carry = carry.reshape(rows, chunks, 1)
+        since = torch.where(earlier > 0, carry, 1).cumprod(1)  # from the end of a chunk to that of a later one
+        return cls(
+            F.pad(since[:, :-1], (0, 0, 1, 0)) * earlier,
+            inside.reshape(-1, block.size, block.size),
+            read.reshape(-1, block.size, 1),
+            write.reshape(-1, block.size, 1),
+            carry,
+            first=F.pad(carry[:, :-1].cumprod(1), (0, 0, 1, 0), value=1),
+            last=since[:, -1, :, None],
+        )
+
+
+class _Chunks(NamedTuple):
+    """What forward and backward of a block of chunks share; `[chunks, ...]` where not said otherwise."""
+
+    features: Tensor  # [2 H, B L, 2 d_r]
+    gamma: Tensor  # of queries and of keys, [2, chunks, C, K]
+    values: Tensor  # [chunks, C, d_v + 1]
+    affinity: Tensor  # [chunks, C, C], with the causal mask and decays
+    decay: _Decay
+    before: Tensor  # the state before each chunk, [H * B, chunks of a row, K, d_v + 1]
+    after: Tensor | None = None  # the state after the last chunk, [H * B, K, d_v + 1], unless the block was kept
+
+
+class _CausalScan:
+    """The causal form block by block: what forward and backward compute from the inputs."""
+
+    def __init__(self, layout: Layout, inputs: CausalInputs):
+        self.sides = list(zip(*(layout.cut(x.transpose(0, 1)) for x in (inputs.queries, inputs.keys))))
+        self.values = layout.cut(inputs.values.transpose(0, 1))
+        self.weights, self.constant = inputs.weights.flatten(0, 1), inputs.constant.flatten(0, 1)
+        self.inputs = inputs
+        self.work, chunks = Workspace(inputs.centre), layout.step // layout.chunk_size
+        self.earlier = inputs.centre.new_ones(chunks, chunks).tril(-1)
+
+    def chunks(self, block: Block, state: Tensor, kept: Tensor, is_filled: bool) -> _Chunks:
+        """
+        Return what forward and backward share of a block.
+
+        Args:
+            block: the block.
+            state: the state before the block, `[H * B, K, d_v + 1]`.
+            kept: what is kept of the last blocks, `[blocks, numbers]`, to read (`is_filled`) or to write.
+        """
+        work, values = self.work, self.values[block.index]
+        rows, components, width = state.shape
+        heads, batch, length, _ = values.shape
+        chunks = rows * length // block.size
+        x = features(work, self.sides[block.index], self.inputs.centre)
+        values = extend_values(work, values).view(chunks, block.size, width)
+        decay = _Decay.of(block, heads, batch, self.earlier, self.inputs.log_decay, self.inputs.document_ids)
+
+        shapes = {
+            "gamma": (2, chunks, block.size, components),
+            "affinity": (chunks, block.size, block.size),
+            "before": (rows, chunks // rows, components, width),
+        }
+        if block.kept is None:
+            gamma, affinity, before = (work(name, *shape) for name, shape in shapes.items())
+        else:
+            gamma, affinity, before, unused = _parts(kept[block.kept], shapes.values())
+        made = _Chunks(x, gamma, values, affinity, decay, before)
+        if block.kept is not None:
+            if is_filled:
+                return made
+            unused.zero_()  # after a shorter block: an operator returns nothing undefined
+
+        query_gamma, key_gamma = gamma
+        route(work, x, self.weights, self.constant, out=gamma.view(*x.shape[:2], components))
+        if (mask := self.inputs.mask) is not None:
+            key_gamma.view(heads, batch, length, components).mul_(mask[:, block.start : block.stop, None])
+        torch.bmm(query_gamma, key_gamma.mT, out=affinity)
+        affinity.tril_() if decay.inside is None else affinity.mul_(decay.inside)
+        writing = _times(key_gamma, decay.write)
+        written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width)).view(before.shape)
+        _sum_over_chunks(decay.between, written, _times(state.view(rows, 1, -1), decay.first), out=before)
+        return made._replace(after=_carry_on(before[:, -1], decay.carry, -1, written[:, -1]))
+
+
+def _layout(queries: Tensor, chunk_size: int, keep: bool) -> Layout:
+    return Layout.of(queries, min(block_tokens(queries, sides=2), BLOCK_CHUNKS * chunk_size), chunk_size, keep)
+
+
+def _parts(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
+    """Views of `flat`, one after another, and what is left of it."""
+    sizes = [math.prod(shape) for shape in shapes]
+    *parts, rest = flat.split([*sizes, len(flat) - sum(sizes)])
+    return [*(part.view(shape) for part, shape in zip(parts, shapes)), rest]
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
+
+
+def _sum_over_chunks(between: Tensor, x: Tensor, edge: Tensor, out: Tensor) -> None:
+    """
+    `between x + edge`: of what each chunk of a block adds, what has added up where a chunk begins; of gradients, with
+    `between` transposed, where it ends.
+
+    Args:
+        x, out: `[H * B, n, K, d_v + 1]`.
+        edge: what comes from outside the block, `[H * B, 1 or n, K * (d_v + 1)]`.
+    """
+    torch.baddbmm(edge, between, x.flatten(2), out=out.flatten(2))
+
+
+def _carry_on(x: Tensor, carry: Tensor | None, chunk: int, new: Tensor) -> Tensor:
+    return x + new if carry is None else torch.addcmul(new, x, carry[:, chunk, :, None])
+
+
+class CausalResults(NamedTuple):
+    """What the tokens read, the last state, and what the backward needs."""
+
+    output: Tensor  # [B, H, N, d_v]
+    state: Tensor  # [B, H, K, d_v + 1]
+    normaliser: Tensor  # GammaQ z + eps, [B, H, N, 1]
+    states: Tensor  # before each block, [blocks, H * B, K, d_v + 1]
+    kept: Tensor  # of the last blocks, flat: `_CausalScan.chunks`
+
+
+def _new_results(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bool) -> CausalResults:
+    layout = _layout(inputs.queries, chunk_size, keep)
+    state = inputs.state
+    batch, heads, components, width = state.shape
+    per_row = 2 * components * chunk_size + chunk_size**2 + components * width  # of a chunk: see `_CausalScan.chunks`
+    return CausalResults(
+        output=torch.empty_like(inputs.values),
+        state=torch.empty_like(state, memory_format=torch.contiguous_format),
+        normaliser=state.new_empty(batch, heads, layout.length, 1),
+        states=state.new_empty(layout.num_blocks, heads * batch, components, width),
+        kept=state.new_empty(layout.num_kept, layout.step * heads * batch * per_row // chunk_size),
+    )
+
+
+def _forward(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bool) -> CausalResults:
+    results = _new_results(inputs, epsilon, chunk_size, keep)
+    layout = _layout(inputs.queries, chunk_size, keep)
+    scan = _CausalScan(layout, inputs)
+    outputs, normalisers = (layout.cut(x.transpose(0, 1)) for x in (results.output, results.normaliser))
+    running = rows_first(inputs.state)
+    for block, before, output, normaliser in zip(layout.blocks(), results.states, outputs, normalisers):
+        before.copy_(running)
+        chunks = scan.chunks(block, running, results.kept, is_filled=False)
+        weighted = torch.bmm(chunks.affinity, chunks.values, out=scan.work("weighted", *chunks.values.shape))
+        weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay.read), chunks.before.flatten(0, 1))
+        read_weighted(weighted, epsilon, output, normaliser)
+        running = chunks.after
+    results.state.copy_(batch_first(running, inputs.values))
+    return results
+
+
+def _new_gradients(inputs: CausalInputs) -> CausalGradients:
+    return CausalGradients(
+        *(torch.empty_like(x) for x in (inputs.queries, inputs.keys, inputs.values)),
+        weights=inputs.weights.new_empty(inputs.weights.shape),  # not in the layout of the weights, which may expand
+        constant=inputs.constant.new_empty(inputs.constant.shape),
+        log_decay=inputs.state.new_empty(0) if inputs.log_decay is None else torch.empty_like(inputs.log_decay),
+        state=inputs.state.new_empty(inputs.state.shape),
+    )
+
+
+def _backward(
+    grad_output: Tensor,
+    grad_state: Tensor,
+    inputs: CausalInputs,
+    results: CausalResults,
+    epsilon: float,
+    chunk_size: int,
+    keep: bool,
+) -> CausalGradients:
+    layout = _layout(inputs.queries, chunk_size, keep)
+    scan = _CausalScan(layout, inputs)
+    work, routing, grads = scan.work, RoutingGradients(scan.weights), _new_gradients(inputs)
+    width = inputs.values.shape[-1]
+    tensors = (grad_output, results.output, results.normaliser, grads.queries, grads.keys, grads.values)
+    pieces = zip(layout.blocks(), results.states, *(layout.cut(x.transpose(0, 1)) for x in tensors))
+    running = rows_first(grad_state)  # gradient of the state after the block at hand
+    for block, state, *incoming, query_target, key_target, value_target in reversed(list(pieces)):
+        c = scan.chunks(block, state, results.kept, is_filled=True)
+        grad = grad_weighted(work, *incoming).view(c.values.shape)
+
+        query_gamma, key_gamma = c.gamma
+        reading, writing = _times(query_gamma, c.decay.read), _times(key_gamma, c.decay.write)
+        before = c.before.flatten(0, 1)
+        grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *before.shape)).view(c.before.shape)
+        grad_states, last = work("grad_states", *c.before.shape), running.view(len(running), 1, -1)
+        _sum_over_chunks(c.decay.between.mT, grad_before, _times(last, c.decay.last), out=grad_states)
+        running = _carry_on(grad_states[:, 0], c.decay.carry, 0, grad_before[:, 0])
+
+        grad_written = grad_states.flatten(0, 1)
+        grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
+        grad_query, grad_key = grad_gamma = work("grad_gamma", *c.gamma.shape)
+        torch.bmm(grad, before.mT, out=grad_query)
+        torch.bmm(c.values, grad_written.mT, out=grad_key)
+        if c.decay.inside is None:
+            grad_affinity.tril_()
+        else:
+            grad_query.mul_(c.decay.read)
+            grad_key.mul_(c.decay.write)
+            if inputs.log_decay is not None:
+                grad_carry = (grad_states * c.before).sum((-2, -1))
+                grad_total = (grad_carry * c.decay.carry[..., 0]).view(-1)
+                here = _grad_log_decay(c, grad_affinity * c.affinity, grad_query, grad_key, grad_total)
+                target = grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
+                target.copy_(here.view(target.shape))
+            grad_affinity.mul_(c.decay.inside)
+        grad_query.baddbmm_(grad_affinity, key_gamma)
+        grad_key.baddbmm_(grad_affinity.mT, query_gamma)
+        routing.add(work, [query_target, key_target], c.features, c.gamma, grad_gamma)
+
+        here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
+        value_target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(value_target.shape))
+    return grads._replace(
+        weights=routing.weights.view(inputs.weights.shape),
+        constant=routing.constant.view(inputs.constant.shape),
+        state=batch_first(running, inputs.values),
+    )
+
+
+def _grad_log_decay(chunks: _Chunks, moved, grad_query, grad_key, grad_total) -> Tensor:
+    """
+    Gradient of the log decays of a block, `[chunks, C]`. All that decays does so by `exp` of a difference of elapsed
+    log decays, so that its gradient times its value goes to the two ends.
+
+    Args:
+        moved: affinity times its gradient, `[chunks, C, C]`.
+        grad_query, grad_key: gradients of the responsibilities that came through the states, `[chunks, C, K]`.
+        grad_total: gradient of the log of what a chunk carries on, `[chunks]`.
+    """
+    reading = torch.linalg.vecdot(grad_query, chunks.gamma[0])
+    writing = torch.linalg.vecdot(grad_key, chunks.gamma[1])
+    grad_elapsed = moved.sum(-1) - moved.sum(-2) + reading - writing
+    grad_total = grad_total + writing.sum(-1)
+    return grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
+
+
+causal_scan = Operator(
+    Form(
+        name="causal",
+        inputs=CausalInputs,
+        results=CausalResults,
+        gradients=CausalGradients,
+        settings="float epsilon, int chunk_size, bool keep",
+        new_results=_new_results,
+        forward=_forward,
+        new_gradients=_new_gradients,
+        backward=_backward,
+    )
+)
