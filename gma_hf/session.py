@@ -56,13 +56,8 @@ class TextSession:
             input_ids,
             # As long as everything that was read: so Transformers tells that `input_ids` is only the end of it
             attention_mask=input_ids.new_ones(1, self.num_read + input_ids.shape[1]),
-<<<<<<< HEAD
-            past_key_values=self.cache,
-            max_new_tokens=min(max_new_tokens, room),
-=======
             **{CACHE_NAME: self.cache},
-            max_new_tokens=max_new_tokens,
->>>>>>> 54e52c7588ee05fded39350d4f622e744a8a40a8
+            max_new_tokens=min(max_new_tokens, room),
             streamer=streamer,
             return_dict_in_generate=True,
             num_beams=1,
