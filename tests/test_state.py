@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, StaticCache
 
 from gma_hf import GMAForCausalLM, GMAState
+from gma_hf.model.cache_gma import record_past
 from gma_hf.model.compat_gma import CACHE_NAME
 
 
@@ -131,7 +132,7 @@ def test_a_state_comes_from_any_cache(assert_close, model, ids, kind, tokens):
     if kind == "static":
         cache = StaticCache(config=model.config, max_cache_len=40)
     if kind == "recorded":
-        cache.activate_past_recording()
+        record_past(cache, model.config)
     forward = torch.compile(model, fullgraph=True, backend="eager") if kind == "compiled" else model
     forward(ids[:, :tokens], past_key_values=cache)
     cache = GMAState.from_cache(cache).to_cache(model)

@@ -197,9 +197,9 @@ def is_gma(layer: CacheLayerMixin) -> bool:
     return getattr(layer, "_layer_type", None) == "gma"
 
 
-def record_past(cache: Cache) -> None:
+def record_past(cache: Cache, config) -> None:
     """Keep from now on what `crop` needs, in the layers that know how to."""
-    for layer in cache.layers:
+    for layer in adopt(cache, config).layers:
         if hasattr(layer, "activate_past_recording"):
             layer.activate_past_recording()
 

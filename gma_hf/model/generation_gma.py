@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 
-from .cache_gma import adopt, record_past
+from .cache_gma import record_past
 from .compat_gma import CACHE_NAME, CACHE_NAMES
 from .documents_gma import (
     Documents,
@@ -19,6 +19,8 @@ from .softmax_gma import softmax_masks
 
 # Tokens of a prompt that are read at once: longer ones are read in pieces, so that memory stays that of a piece.
 PREFILL_CHUNK = 8192
+# Arguments with which a prompt is read as a whole: their outputs, or what they mean, are of all tokens
+NOT_IN_PIECES = ("output_attentions", "output_hidden_states", "output_responsibilities", "cu_seq_lens_q", "seq_idx")
 
 
 def create_masks_for_generate(config, inputs_embeds, attention_mask, position_ids=None, **kwargs) -> dict:
@@ -56,7 +58,7 @@ class GMAGenerationMixin(GenerationMixin):
                 "any softmax layer and `prefill_chunk_size` is given, but a row ends with padding."
             )
         if generation_config.is_assistant and isinstance(cache := model_kwargs.get(CACHE_NAME), Cache):
-            record_past(adopt(cache, self.config))
+            record_past(cache, self.config)
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
     def _assisted_decoding(self, input_ids, *args, **kwargs):
@@ -67,7 +69,7 @@ class GMAGenerationMixin(GenerationMixin):
                 "row ends with padding."
             )
         if isinstance(cache := kwargs.get(CACHE_NAME), Cache):
-            record_past(adopt(cache, self.config))
+            record_past(cache, self.config)
         return super()._assisted_decoding(input_ids, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
@@ -82,13 +84,24 @@ class GMAGenerationMixin(GenerationMixin):
         return inputs
 
 
-def can_read_in_pieces(config, inputs: dict[str, Tensor | None], logits_to_keep: int | Tensor, size: int) -> bool:
-    """Return whether a long prompt may be read in pieces: nothing is asked for but the state and some logits."""
+def can_read_in_pieces(
+    config,
+    inputs: dict[str, Tensor | None],
+    logits_to_keep: int | Tensor,
+    size: int,
+    cache: Cache | None,
+    labels: Tensor | None,
+    **asked,
+) -> bool:
+    """Return whether a prompt is long and may be read in pieces: nothing is asked for but a cache and some logits."""
     is_everything_kept = isinstance(logits_to_keep, int) and logits_to_keep == 0
-    if is_everything_kept or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if cache is None or labels is not None or is_everything_kept or torch.is_grad_enabled():
+        return False
+    if any(asked.get(name) is not None and asked[name] is not False for name in NOT_IN_PIECES):
         return False
     tokens = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
-    return isinstance(tokens, Tensor) and tokens.shape[1] > size and set(config.layer_types) == {"gma"}
+    is_long = isinstance(tokens, Tensor) and tokens.shape[1] > size
+    return is_long and set(config.layer_types) == {"gma"} and not torch.compiler.is_compiling()
 
 
 def read_in_pieces(

@@ -3,6 +3,8 @@ The GMA network, bare and with a head per task. They share a file, since a check
 every Auto class, and Transformers copies only the files that the one of the saved class imports.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -31,8 +33,21 @@ from .pieces_gma import encode_pieces
 from .softmax_gma import softmax_masks
 
 
-# Arguments with which a prompt is read as a whole: their outputs, or what they mean, are of all tokens
-NOT_IN_PIECES = {"output_attentions", "output_hidden_states", "output_responsibilities", "cu_seq_lens_q", "seq_idx"}
+# Some releases of Transformers copy the files that this one names, and not those that they name in turn
+if TYPE_CHECKING:
+    from .additions_gma import Addition  # noqa: F401
+    from .attention_gma import GaussianMixture  # noqa: F401
+    from .backend_torch_gma import torch_problem  # noqa: F401
+    from .backend_triton_gma import triton_problem  # noqa: F401
+    from .equations_gma import routing_dtype  # noqa: F401
+    from .kernels_gma import has_kernels  # noqa: F401
+    from .kernels_routing_gma import RoutingGradients  # noqa: F401
+    from .kernels_scan_gma import ScanGradients  # noqa: F401
+    from .mixing_gma import mix_causal  # noqa: F401
+    from .operators_gma import CausalInputs  # noqa: F401
+    from .torch_bidirectional_gma import BidirectionalResults  # noqa: F401
+    from .torch_causal_gma import CausalResults  # noqa: F401
+    from .torch_routing_gma import Workspace  # noqa: F401
 
 
 class GMAPreTrainedModel(PreTrainedModel):
@@ -42,7 +57,7 @@ class GMAPreTrainedModel(PreTrainedModel):
     config: GMAConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["GMAEmbeddings", "GMABlock"]
+    _no_split_modules = ["GMAEmbeddings", "GMABlock", "GaussianMixture"]
     _skip_keys_device_placement = [*CACHE_NAMES]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -207,12 +222,11 @@ class GMAModel(GMAPreTrainedModel):
             return None
         if position_ids is None:
             position_ids = documents.places()
+        if position_ids is None and getattr(attention_mask, "ndim", None) == 2:
+            position_ids = positions_of_real_tokens(attention_mask)[:, -length:]
         if position_ids is None:
-            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-                position_ids = positions_of_real_tokens(attention_mask)[:, -length:]
-            else:
-                seen = cache.get_seq_length() if cache is not None else 0
-                position_ids = (torch.arange(length, device=inputs.device) + seen)[None]
+            seen = cache.get_seq_length() if cache is not None else 0
+            position_ids = (torch.arange(length, device=inputs.device) + seen)[None]
         if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= limit:
             raise ValueError(
                 f"`input_ids` may reach position {limit - 1}, since `max_position_embeddings` is {limit}, but they "
@@ -287,9 +301,7 @@ class GMAForCausalLM(GMAPreTrainedModel, GMAGenerationMixin):
         inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         inputs["inputs_embeds"] = inputs_embeds
         size = prefill_chunk_size or PREFILL_CHUNK
-        asked = {name for name, value in kwargs.items() if value is not None and value is not False}
-        is_plain = cache is not None and labels is None and asked.isdisjoint(NOT_IN_PIECES)
-        if is_plain and can_read_in_pieces(self.config, inputs, logits_to_keep, size):
+        if can_read_in_pieces(self.config, inputs, logits_to_keep, size, cache=cache, labels=labels, **kwargs):
             kept = read_in_pieces(self.model, inputs, attention_mask, cache, logits_to_keep, size)
             return GMACausalLMOutput(logits=self.lm_head(kept), **{CACHE_NAME: cache})
         outputs = self.model(

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 from gma_hf import GMAForCausalLM
+from gma_hf.model.cache_gma import adopt, is_gma
 from gma_hf.model.compat_gma import CACHE_NAME
 
 
@@ -187,8 +188,8 @@ CACHES = pytest.mark.parametrize("kind", ["dynamic", "static"])
 @CACHES
 @pytest.mark.parametrize("model", NAMES, indirect=True)
 def test_a_cache_holds_a_gma_layer_for_each_gma_layer(model, kind):
-    cache = make_cache(kind, model.config)
-    assert [getattr(layer, "_layer_type", None) == "gma" for layer in cache.layers] == [
+    cache = adopt(make_cache(kind, model.config), model.config)
+    assert [is_gma(layer) for layer in cache.layers] == [
         layer_type == "gma" for layer_type in model.config.layer_types
     ]
     assert int(cache.get_seq_length()) == 0
