@@ -1,5 +1,5 @@
 """
-Makes Transformers' own model tests importable as `transformers_tests`, and the model type `"gma"` known to them.
+Makes Transformers' own model tests importable as `transformers_tests`.
 
 The tests are those of the installed version. They are downloaded once, as the source distribution on PyPI, into
 `.cache/`, and never become part of this repository. They cannot keep their name, `tests`: that is ours.
@@ -17,7 +17,6 @@ import pytest
 import torch
 import transformers
 from filelock import FileLock
-from transformers.models.auto import modeling_auto
 
 
 CACHE = Path(__file__).parents[2] / ".cache" / f"transformers-{transformers.__version__}"
@@ -50,17 +49,6 @@ STAND_INS = {
     "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
     "utils.test_configuration_utils": {"config_common_kwargs": CONFIG_ARGUMENTS},
-}
-
-# The tests ask these tables what a model class is for; `AutoModel.register` does not write into them
-CLASS_NAMES = {
-    "MODEL_MAPPING_NAMES": "GMAModel",
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "GMAForCausalLM",
-    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "GMAForMaskedLM",
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "GMAForSequenceClassification",
-    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "GMAForTokenClassification",
-    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "GMAForQuestionAnswering",
-    "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": "GMAForMultipleChoice",
 }
 
 
@@ -109,10 +97,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def known_model_type(monkeypatch):
-    """Fills the tables of class names for one test, so that no other test passes only because of it."""
-    for table, class_name in CLASS_NAMES.items():
-        monkeypatch.setitem(getattr(modeling_auto, table), "gma", class_name)

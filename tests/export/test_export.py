@@ -119,7 +119,7 @@ def test_text_from_onnxruntime_alone(tmp_path):
     expected = tokenizer.decode(model.generate(**inputs, max_new_tokens=40, do_sample=False)[0])
     recipe = "import sys, runpy; sys.modules['torch'] = sys.modules['transformers'] = None; "
     recipe += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    arguments = [ROOT / "recipes" / "onnx_generate.py", tmp_path / "step.onnx", SHIPPED / "tokenizer.json"]
+    arguments = [ROOT / "gma_hf" / "recipes" / "onnx_generate.py", tmp_path / "step.onnx", SHIPPED / "tokenizer.json"]
     command = [sys.executable, "-c", recipe, *arguments, "ROMEO:\n", "40"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr

@@ -11,7 +11,8 @@ import gma_hf
 
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipes" / "train_clm.py"
+RECIPE = ("-m", "gma_hf.recipes.train_clm")
+ACCELERATE = ROOT / "gma_hf" / "recipes" / "accelerate"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
 MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
 
@@ -33,12 +34,12 @@ def test_accelerate_launch_with_activation_checkpointing(run_python, tmp_path):
     common += ["--report_to", "none", "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 3]
     common += ["--max_steps", 3]
     alone, together = tmp_path / "alone", tmp_path / "together"
-    run_python(RECIPE, *common, "--output_dir", alone, "--per_device_train_batch_size", 8)
+    run_python(*RECIPE, *common, "--output_dir", alone, "--per_device_train_batch_size", 8)
     # `--cpu` instead of a config with a type would start one process, unless through mpirun
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "recipes" / "accelerate" / "ddp.yaml"]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", ACCELERATE / "ddp.yaml"]
     launcher += ["--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0]
     batch = ["--per_device_train_batch_size", 4, "--activation_checkpointing", True]
-    run_python(*launcher, RECIPE, *common, "--output_dir", together, *batch)
+    run_python(*launcher, *RECIPE, *common, "--output_dir", together, *batch)
     assert [checkpoints_activations(folder) for folder in (alone, together)] == [False, True]
     assert len(losses_of(alone)) == 3
     assert losses_of(together) == pytest.approx(losses_of(alone), rel=1e-4)
