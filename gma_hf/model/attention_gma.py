@@ -59,18 +59,18 @@ class GaussianMixture(nn.Module):
     @property
     def variances(self) -> Tensor:
         """sigma^2, `[heads, K, d_r]`."""
-        return variances(self.raw_variances, self.variance_floor)
+        return self.components().variances
 
-    def components(self) -> Mixture:
-        """Return the components as the equations take them."""
-        temperature = None if self.log_temperature is None else self.log_temperature.exp()
-        return Mixture(self.means, self.variances, self.prior_logits, temperature)
+    def components(self, dtype: torch.dtype = torch.float32) -> Mixture:
+        """Return the components, in `dtype` or, if it is more exact, in that of the weights."""
+        dtype = torch.promote_types(dtype, self.means.dtype)
+        temperature = None if self.log_temperature is None else self.log_temperature.to(dtype).exp()
+        sigmas = variances(self.raw_variances.to(dtype), self.variance_floor)
+        return Mixture(self.means.to(dtype), sigmas, self.prior_logits.to(dtype), temperature)
 
     def forward(self, dtype: torch.dtype = torch.float32) -> ScoreWeights:
-        """Return what turns queries and keys into scores, in `dtype` or, if it is more exact, that of the weights."""
-        return score_weights(
-            Mixture(*(None if x is None else x.to(torch.promote_types(x.dtype, dtype)) for x in self.components()))
-        )
+        """Return what turns queries and keys into scores, in the dtype of `components`."""
+        return score_weights(self.components(dtype))
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor):

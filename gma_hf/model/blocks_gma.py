@@ -71,7 +71,8 @@ class GMABlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> MixerOutput:
         """Return the residual stream after the block, `[batch, N, hidden]`, and what else the mixer gives."""
         mixed = MixerOutput(*self.attention(self.mixer_input(hidden_states), **kwargs))
-        return mixed._replace(hidden_states=self.after_mixer(hidden_states, mixed.hidden_states))
+        hidden_states = self.after_mixer(hidden_states, mixed.hidden_states)
+        return MixerOutput(hidden_states, mixed.affinity, mixed.responsibilities)
 
     def mixer_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return what the mixer gets of the residual stream, `[batch, N, hidden]`."""

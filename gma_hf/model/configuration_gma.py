@@ -1,7 +1,8 @@
 """Configuration of the GMA model family."""
 
+import difflib
 import math
-from dataclasses import fields
+from dataclasses import field, fields
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -54,7 +55,8 @@ class GMAConfig(PreTrainedConfig):
         classifier_act (`str`): activation before the classifier of whole sequences in a bidirectional model.
         classifier_pooling (`"cls"` or `"mean"`): what such a classifier sees: one token, the first real one in a
             bidirectional model and the last one in a causal one, or the mean over the real tokens.
-        max_position_embeddings (`int`): number of learned positions (unused when `position_embedding="none"`).
+        max_position_embeddings (`int`): number of learned positions. With `position_embedding="none"` a config has no
+            such attribute, since there is no limit.
         position_embedding (`"learned"` or `"none"`): absolute learned positions, or no positions at all.
         type_vocab_size (`int`): number of token types; 0 means no token type embedding.
         norm_position (`"pre"` or `"post"`): layer norm before each sublayer (GPT-2) or after it (BERT).
@@ -120,7 +122,7 @@ class GMAConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     classifier_act: str = "tanh"
     classifier_pooling: str = "cls"
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int | None = field(default_factory=lambda: 1024)  # no attribute of the class
     position_embedding: str = "learned"
     type_vocab_size: int = 0
     norm_position: str = "pre"
@@ -148,6 +150,9 @@ class GMAConfig(PreTrainedConfig):
     mixer_backend: str = "auto"
 
     def __post_init__(self, **kwargs):
+        for name in kwargs:
+            if similar := difflib.get_close_matches(name, OWN_FIELDS, n=1, cutoff=0.85):
+                raise ValueError(f"`{name}` is no field of GMAConfig, which may be `{similar[0]}`.")
         self.layer_types = ["gma"] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
         self.settle()
         if self.intermediate_size is None:
@@ -160,6 +165,12 @@ class GMAConfig(PreTrainedConfig):
             self.classifier_dropout = self.hidden_dropout_prob
         super().__post_init__(**{**kwargs, "auto_map": self.auto_map})
 
+    def __eq__(self, other: object) -> bool:
+        def values(config: object) -> list:  # of which a config may have one less
+            return [getattr(config, field.name, None) for field in fields(self)]
+
+        return type(self) is type(other) and values(self) == values(other)
+
     def settle(self) -> None:
         """
         Checks the values and makes `auto_map` fit them. Models call it too, since `from_pretrained(..., name=value)`
@@ -170,6 +181,8 @@ class GMAConfig(PreTrainedConfig):
         """
         self._check_values()
         self.validate_layer_type()
+        if self.position_embedding == "none":  # libraries take the attribute for a limit
+            vars(self).pop("max_position_embeddings", None)
         # Only the class that is saved enters the map by itself, but a checkpoint is to open under every Auto class.
         self.auto_map = {**_AUTO_MAP, **(_AUTO_MAP_CAUSAL if self.is_causal else _AUTO_MAP_BIDIRECTIONAL)}
 
@@ -196,11 +209,13 @@ class GMAConfig(PreTrainedConfig):
 
     def _check_values(self) -> None:
         at_least_one = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
-        at_least_one += ["num_components", "chunk_size", "max_position_embeddings"]
+        at_least_one += ["num_components", "chunk_size"]
+        if self.position_embedding == "learned":
+            at_least_one.append("max_position_embeddings")
         at_least_one += [name for name in ("routing_dim", "intermediate_size") if getattr(self, name) is not None]
         for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+            if (value := getattr(self, name, None)) is None or value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but it is {value}.")
         for name in ("variance_floor", "read_epsilon", "routing_temperature", "layer_norm_eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -284,6 +299,7 @@ class GMAConfig(PreTrainedConfig):
 
 
 _NAMES = [field.name for field in fields(GMAConfig)]
+OWN_FIELDS = tuple(_NAMES[_NAMES.index("vocab_size") :])
 MIXER_FIELDS = tuple(_NAMES[_NAMES.index("num_components") :])  # they stand last in the class
 
 __all__ = ["GMAConfig"]

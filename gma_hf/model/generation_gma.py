@@ -57,9 +57,23 @@ class GMAGenerationMixin(GenerationMixin):
                 "`attention_mask` must have its padding on the left where `layer_types` holds sliding_attention, or "
                 "any softmax layer and `prefill_chunk_size` is given, but a row ends with padding."
             )
+        self._check_prompt(input_ids, generation_config, model_kwargs)
         if generation_config.is_assistant and isinstance(cache := model_kwargs.get(CACHE_NAME), Cache):
             record_past(cache, self.config)
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    def _check_prompt(self, input_ids, generation_config, model_kwargs) -> None:
+        """Refuse a cache that leaves nothing of the prompt to read."""
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE_NAME)
+        seen = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        embeds = model_kwargs.get("inputs_embeds")
+        length = input_ids.shape[1] if embeds is None else embeds.shape[1]
+        all_tokens = getattr(generation_config, "_mask_length", length) if mask is None else mask.shape[1]
+        if 0 < length == all_tokens <= seen:
+            raise ValueError(
+                f"`{CACHE_NAME}` must have read fewer tokens than the prompt has, {length}, but it has read {seen}: "
+                "where `input_ids` are new tokens alone, pass the `attention_mask` of all tokens, read before and now."
+            )
 
     def _assisted_decoding(self, input_ids, *args, **kwargs):
         """As in Transformers, which takes the logits of the last columns for those of the last tokens."""

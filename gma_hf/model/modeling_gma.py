@@ -213,7 +213,7 @@ class GMAModel(GMAPreTrainedModel):
         masks = attention_mask  # made by `generate` already
         if not isinstance(masks, dict):
             masks = softmax_masks(self.config, documents, inputs_embeds, attention_mask, cache, position_ids)
-        return documents._replace(softmax_masks=masks)
+        return Documents(documents.mask, documents.ids, masks)
 
     def prepare_positions(self, inputs, attention_mask, position_ids=None, cache=None, documents=ONE_EACH):
         """Return position ids, `[batch or 1, N]`, or None without learned positions; `inputs`: ids or embeddings."""

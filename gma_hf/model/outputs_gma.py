@@ -64,5 +64,5 @@ def of_head(kind: type, network: GMAModelOutput, **own: Any) -> Any:
         "responsibilities": network.responsibilities,
     }
     if kind in (GMACausalLMOutput, GMASequenceClassifierOutput):
-        shared[CACHE_NAME] = network.get(CACHE_NAME)
+        shared[CACHE_NAME] = getattr(network, CACHE_NAME)
     return kind(**own, **shared)

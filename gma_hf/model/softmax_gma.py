@@ -111,7 +111,7 @@ def softmax_masks(
                 "`attention_mask` must have its real tokens side by side where `layer_types` holds "
                 "sliding_attention, but a row has padding between them."
             )
-    choices = {"position_ids": position_ids}
+    choices = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
     if documents.ids is not None and layer_types:
         if cache is not None and cache.get_seq_length() > 0:
             raise ValueError(
@@ -119,9 +119,8 @@ def softmax_masks(
                 "tokens, which these layers would go on reading, but they do."
             )
         # Not by their own reading of the positions, which counts what a window sees across the borders
-        cache = None
-        choices = {"and_mask_function": packed_sequence_mask_function(documents.ids)}
-    choices |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        cache = choices["position_ids"] = None
+        choices["and_mask_function"] = packed_sequence_mask_function(documents.ids)
     masks = {}
     for layer_type in layer_types:
         # Of the layers of this type alone, since any Transformers takes the sizes from a layer of its own choice
