@@ -15,7 +15,10 @@ from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from gma_hf import GMAConfig, GMAPreTrainedModel
-from gma_hf.model.attention_gma import GaussianMixtureAttention, ShortConvolution, SoftmaxAttention
+from gma_hf.model.additions_gma import ConvolutionWeights, OutputGate
+from gma_hf.model.attention_gma import GaussianMixtureAttention, MixerOutput
+from gma_hf.model.documents_gma import ONE_EACH, Documents
+from gma_hf.model.softmax_gma import SoftmaxAttention
 
 from .linear_attention import bidirectional, chunked, elu_features
 
@@ -31,26 +34,17 @@ class FeatureAttention(GaussianMixtureAttention):
         """Of queries or keys `[B, H, N, d]`, not negative, `[B, H, N, m]`."""
         raise NotImplementedError
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        """`[B, N, hidden]` to the same; `attention_mask` `[B, N]`, False at padding."""
-        projected = self.qkv_proj(hidden_states)
-        if self.convolution is not None:
-            projected, _ = self.convolution(projected, attention_mask, None)
-        queries, keys, values = (
-            x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
-            for x in projected.split(self.qkv_widths, dim=-1)
-        )
-        queries, keys = self.features(queries, True), self.features(keys, False)
-        if attention_mask is not None:
-            keys = keys * attention_mask[:, None, :, None]
+    def forward(self, hidden_states: torch.Tensor, documents: Documents = ONE_EACH, **kwargs: Any) -> MixerOutput:
+        """Return what the layer gives for `[B, N, hidden]`."""
+        heads, _ = self.project(hidden_states, documents, {})
+        queries, keys = self.features(heads.queries, True), self.features(heads.keys, False)
+        if documents.mask is not None:
+            keys = keys * documents.mask[:, None, :, None]
         if self.is_causal:
-            log_decay = None if self.forget_gate is None else self.forget_gate(hidden_states, attention_mask)
-            output = chunked(queries, keys, values, self.config.chunk_size, log_decay)
+            output = chunked(queries, keys, heads.values, self.config.chunk_size, heads.log_decay)
         else:
-            output = bidirectional(queries, keys, values)
-        return self._join(output, hidden_states), None
+            output = bidirectional(queries, keys, heads.values)
+        return MixerOutput(self.join(output, hidden_states))
 
 
 class LinearAttention(FeatureAttention):
@@ -89,22 +83,17 @@ class ConvolvedSoftmaxAttention(SoftmaxAttention):
 
     def __init__(self, config: GMAConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.convolutions = nn.ModuleList(
-            [ShortConvolution(config.hidden_size, config.conv_kernel_size, config.is_causal) for _ in range(3)]
-        )
+        self.convolution = ConvolutionWeights(3 * config.hidden_size, config.conv_kernel_size)
         self.output_gate = nn.Linear(config.hidden_size, config.hidden_size) if config.output_gate else None
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        """`[B, N, hidden]` to the same; `attention_mask` `[B, N]`, False at padding."""
+    def forward(self, hidden_states: torch.Tensor, documents: Documents = ONE_EACH, **kwargs: Any) -> MixerOutput:
+        """Return what the layer gives for `[B, N, hidden]`."""
+        projected = torch.cat([proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj)], dim=-1)
+        projected, _ = self.convolution(projected, self.is_causal, documents, None)
         query, key, value = (
-            convolution(projection(hidden_states), attention_mask, None)[0]
-            .unflatten(-1, (self.config.num_attention_heads, -1))
-            .transpose(1, 2)
-            for projection, convolution in zip((self.q_proj, self.k_proj, self.v_proj), self.convolutions)
+            x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2) for x in projected.chunk(3, dim=-1)
         )
-        visible = None if attention_mask is None else attention_mask[:, None, None]
+        visible = None if documents.mask is None else documents.mask[:, None, None]
         if visible is not None and self.is_causal:
             size = visible.shape[-1]
             visible = visible & torch.ones(size, size, dtype=torch.bool, device=visible.device).tril()
@@ -113,8 +102,8 @@ class ConvolvedSoftmaxAttention(SoftmaxAttention):
         )
         output = output.transpose(1, 2).flatten(2)
         if self.output_gate is not None:
-            output = output * F.silu(self.output_gate(hidden_states))
-        return self.o_proj(output), None
+            output = OutputGate(self.config).gate(self.output_gate, output, hidden_states)
+        return MixerOutput(self.o_proj(output))
 
 
 class Mixer(NamedTuple):

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from gma_hf.model.equations_gma import append_ones, read, responsibilities, score_weights
+from gma_hf.model.equations_gma import Mixture, append_ones, read, responsibilities, score_weights
 from gma_hf.model.mixing_gma import mix_causal
 
 from .linear_attention import EPSILON, chunked, elu_features
@@ -18,7 +18,7 @@ from .linear_attention import EPSILON, chunked, elu_features
 Mixer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class Mixture(nn.Module):
+class RandomMixture(nn.Module):
     """Random parameters of K components per head."""
 
     def __init__(self, heads: int, components: int, width: int):
@@ -28,10 +28,10 @@ class Mixture(nn.Module):
         self.prior_logits = nn.Parameter(torch.zeros(heads, components))
 
     def scores(self):  # noqa: ANN201
-        return score_weights(self.means, self.variances, self.prior_logits)
+        return score_weights(Mixture(self.means, self.variances, self.prior_logits))
 
 
-class GMA(Mixture):
+class GMA(RandomMixture):
     """The mixer of this package, in chunks of `chunk_size` tokens where `backend` is torch."""
 
     def __init__(self, heads: int, components: int, width: int, chunk_size: int, backend: str = "auto"):
@@ -43,7 +43,7 @@ class GMA(Mixture):
         return mix_causal(*inputs, EPSILON, self.chunk_size, backend=self.backend)[0]
 
 
-class CumsumGMA(Mixture):
+class CumsumGMA(RandomMixture):
     """The textbook form: the state after every token, as a cumulative sum of outer products."""
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,9 @@ from transformers import (
 from transformers.cache_utils import LinearAttentionLayer
 
 from gma_hf import GMAConfig, GMAForCausalLM
-from gma_hf.model.attention_gma import GaussianMixtureAttention
+from gma_hf.model.attention_gma import GaussianMixtureAttention, MixerOutput
+from gma_hf.model.cache_gma import is_gma
+from gma_hf.model.compat_gma import CACHE_NAME
 from gma_hf.recipes.arguments import parse
 from gma_hf.recipes.running import run
 
@@ -94,16 +96,16 @@ class LinearAttention(nn.Module):
         self.layer_idx, self.heads, self.widths = layer.layer_idx, layer.config.num_attention_heads, layer.qkv_widths
         self.qkv_proj, self.o_proj = layer.qkv_proj, layer.o_proj
 
-    def forward(self, hidden_states: torch.Tensor, past_key_values: Cache, **kwargs) -> tuple[torch.Tensor, None]:
-        """`[batch, 1, hidden]` to the same."""
-        cache = past_key_values.layers[self.layer_idx]
+    def forward(self, hidden_states: torch.Tensor, cache: Cache, **kwargs) -> MixerOutput:
+        """Return what the layer gives for `[batch, 1, hidden]`."""
+        layer = cache.layers[self.layer_idx]
         queries, keys, values = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in self.qkv_proj(hidden_states).split(self.widths, dim=-1)
         )
-        output, state = one_token(elu_features(queries), elu_features(keys), values, cache.state)
-        cache.update(state)
-        return self.o_proj(output.transpose(1, 2).flatten(2)), None
+        output, state = one_token(elu_features(queries), elu_features(keys), values, layer.state)
+        layer.update({"state": state})
+        return MixerOutput(self.o_proj(output.transpose(1, 2).flatten(2)))
 
 
 def linear_model(args: Arguments) -> GMAForCausalLM:
@@ -136,7 +138,7 @@ def read_in_pieces(model: GMAForCausalLM, tokens: torch.Tensor, piece: int) -> C
     """The cache after `tokens`, read `piece` at a time."""
     cache = DynamicCache(config=model.config)
     for part in tokens.split(piece, dim=1):
-        model(part, past_key_values=cache, logits_to_keep=1)
+        model(part, cache=cache, logits_to_keep=1)
     return cache
 
 
@@ -156,7 +158,9 @@ def remembered(cache: Cache) -> float:
     """MiB of all tensors in a cache."""
     tensors = []
     for layer in cache.layers:
-        if isinstance(layer, LinearAttentionLayer):
+        if is_gma(layer):
+            tensors += layer.tensors.values()
+        elif isinstance(layer, LinearAttentionLayer):
             tensors += [*layer.recurrent_states.values(), *layer.conv_states.values()]
         else:
             tensors += [layer.keys, layer.values]
@@ -165,7 +169,8 @@ def remembered(cache: Cache) -> float:
 
 def step(model: PreTrainedModel, token: torch.Tensor, cache: Cache) -> Callable[[], object]:
     """One more token."""
-    name = "cache_params" if isinstance(model, MambaForCausalLM) else "past_key_values"
+    is_older = CACHE_NAME != "cache" and isinstance(model, MambaForCausalLM)
+    name = "cache_params" if is_older else CACHE_NAME
     return lambda: model(token, use_cache=True, **{name: cache})
 
 

@@ -48,7 +48,7 @@ def read(model, ids: torch.Tensor) -> tuple[DynamicCache, torch.Tensor, float]: 
     """Return the cache after `ids`, the last logits, and the seconds it took."""
     start, cache = time.perf_counter(), DynamicCache(config=model.config)
     for piece in ids.split(PIECE, dim=1):
-        logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
+        logits = model(piece, cache=cache, logits_to_keep=1).logits
     return cache, logits, time.perf_counter() - start
 
 
@@ -58,7 +58,7 @@ def read_on(args: Arguments, state: Path) -> dict[str, float | list[float]]:
     model = AutoModelForCausalLM.from_pretrained(args.checkpoint)
     token, start = tokens(args, args.document + 1)[:, -1:], time.perf_counter()
     cache = GMAState.load(state).to_cache(model)
-    logits = model(token, past_key_values=cache).logits
+    logits = model(token, cache=cache).logits
     return {"seconds": time.perf_counter() - start, "logits": logits.flatten().tolist()}
 
 
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         GMAState.from_cache(cache).save(path)
         saving, size = time.perf_counter() - start, path.stat().st_size
         there = in_fresh_process(read_on, args, path)
-    here = model(ids[:, -1:], past_key_values=cache).logits.flatten()
+    here = model(ids[:, -1:], cache=cache).logits.flatten()
     report = {
         "machine": machine("cpu"),
         "arguments": asdict(args),

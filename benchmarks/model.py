@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gma_hf import GMAConfig, GMAForCausalLM
+from gma_hf.model.attention_gma import MixerOutput
 from gma_hf.recipes.arguments import parse
 from gma_hf.recipes.running import run
 
@@ -52,10 +53,10 @@ class Substitute(nn.Module):
         self.qkv_proj = nn.Linear(args.hidden_size, 3 * args.hidden_size)
         self.o_proj = nn.Linear(args.hidden_size, args.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> MixerOutput:
         projected = self.qkv_proj(hidden_states).unflatten(-1, (3, self.heads, -1))
         output = self.mixer(*projected.permute(2, 0, 3, 1, 4))
-        return self.o_proj(output.transpose(1, 2).flatten(2)), None
+        return MixerOutput(self.o_proj(output.transpose(1, 2).flatten(2)))
 
 
 class MambaLayer(nn.Module):
@@ -65,8 +66,8 @@ class MambaLayer(nn.Module):
         super().__init__()
         self.mixer = Mamba(args.heads, 2 * args.hidden_size // args.heads).mixer
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
-        return self.mixer(hidden_states), None
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> MixerOutput:
+        return MixerOutput(self.mixer(hidden_states))
 
 
 def model(args: Arguments, name: str) -> GMAForCausalLM:

@@ -50,9 +50,9 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     for place in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(ValueError, match="take the place of a file, but .* is something else"), whole_file(place):
             pass
-    with pytest.raises(FileNotFoundError, match="There must be a folder to write 'x' to, but .* is none"):
-        with whole_file(tmp_path / "none" / "x"):
-            pass
+    said = "There must be a folder to write 'x' to, but .* is none"
+    with pytest.raises(FileNotFoundError, match=said), whole_file(tmp_path / "none" / "x"):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..model.attention_gma import GaussianMixtureAttention
+from ..model.configuration_gma import MIXER_FIELDS
 from ..model.equations_gma import raw_variances
 from ..model.modeling_gma import GMAPreTrainedModel
 from ..model.softmax_gma import SoftmaxAttention
@@ -16,8 +17,7 @@ from .mixture_fit import Start, fit_mixture
 
 # What of a GMAConfig may be chosen. The routing width is that of the source's heads, whose queries and keys carry
 # over.
-MIXER_FIELDS = ("num_components", "conv_kernel_size", "forget_gate", "normalize_routing", "routing_temperature")
-MIXER_FIELDS += ("variance_floor", "read_epsilon", "chunk_size", "mixer_backend")
+CHOSEN = tuple(name for name in MIXER_FIELDS if name != "routing_dim")
 
 
 def which_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
@@ -64,14 +64,14 @@ def with_gma_layers(
         model: with softmax attention in those layers.
         indices: of layers.
         batches: from `token_batches`, or None.
-        mixer: fields of `GMAConfig`, of `MIXER_FIELDS`.
+        mixer: fields of `GMAConfig`, of `CHOSEN`.
 
     Raises:
         ValueError: for another field.
     """
     for name in mixer:
-        if name not in MIXER_FIELDS:
-            raise ValueError(f"Fields of the mixer may be {', '.join(MIXER_FIELDS)}, but one is {name!r}.")
+        if name not in CHOSEN:
+            raise ValueError(f"Fields of the mixer may be {', '.join(CHOSEN)}, but one is {name!r}.")
     if batches is not None and mixer.get("normalize_routing"):
         raise ValueError("`normalize_routing` must be False where `calibration` is given, but it is True.")
     fields = model.config.to_dict() | mixer

@@ -42,9 +42,12 @@ def fit_mixture(
     attention: SoftmaxAttention, inputs: list[tuple[torch.Tensor, torch.Tensor]], config: GMAConfig, seed: int = 0
 ) -> Start:
     """
-    Return where a GMA layer starts. The means are those of k-means on queries and keys together. All components of a head have one variance, since in
-    tens of dimensions the posteriors of clusters with their own variances are all but hard; it and the priors (equal,
-    or the shares of the clusters) are those with which the head's outputs are nearest to the softmax layer's.
+    Return where a GMA layer starts.
+
+    The means are those of k-means on queries and keys together. All components of a head have one variance, since in
+    tens of dimensions the posteriors of clusters with their own variances are all but hard. The variance and the
+    priors (equal, or the shares of the clusters) are those with which the head's outputs are nearest to the softmax
+    layer's.
 
     Args:
         attention: the softmax layer.

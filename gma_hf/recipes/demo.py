@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TextStreamer, set_seed
 
+from gma_hf.model.compat_gma import CACHE_NAME
+
 from .arguments import parse
 from .models import SHIPPED_HELP, open_causal
 from .running import run
@@ -52,14 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     seconds = time.perf_counter() - start
 
-    read = output.past_key_values.get_seq_length()
+    read = output[CACHE_NAME].get_seq_length()
     written = output.sequences.shape[1] - inputs["input_ids"].shape[1]
     config = model.config
     per_token = 2 * config.num_hidden_layers * config.hidden_size * torch.finfo(model.dtype).bits // 8
     print(f"\n{'-' * 80}")
     print(f"{model.num_parameters():,} parameters, {torch.get_num_threads()} threads, {platform.machine()}")
     print(f"{written / seconds:,.0f} tokens per second")
-    print(f"{cache_bytes(output.past_key_values):,} bytes of state, whatever the number of tokens")
+    print(f"{cache_bytes(output[CACHE_NAME]):,} bytes of state, whatever the number of tokens")
     print(f"{per_token * read:,} bytes of a key-value cache of the same model after {read:,} tokens")
     print(f"{per_token * 100_000:,} bytes of a key-value cache of the same model after 100,000 tokens")
 

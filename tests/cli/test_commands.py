@@ -1,4 +1,4 @@
-"""`gma-hf` as a program: what it imports and when, its exit statuses, and the commands that pass their arguments on."""
+"""`gma-hf` as a program: what it imports and when, its exit statuses, and commands that pass arguments on."""
 
 import json
 import os

@@ -73,7 +73,7 @@ class Conformance(ModelTesterMixin):
     test_can_init_all_missing_weights_before_2023 = True
     # Tests that do not apply, and why
     skipped = {
-        "test_bc_cache_name_forward": "asks for a warning at the older name of `cache`, which our models take for good",
+        "test_bc_cache_name_forward": "asks for a warning at the older name of `cache`, which our models take too",
         "test_resize_position_vector_embeddings": "learned positions cannot be resized, as in GPT-2 and BERT",
     }
 

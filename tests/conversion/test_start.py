@@ -5,6 +5,7 @@ import torch
 
 from gma_hf import convert_checkpoint
 from gma_hf.conversion.mixture_fit import kmeans
+from gma_hf.model.documents_gma import Documents
 
 
 def sharpened(source):
@@ -29,8 +30,9 @@ def first_layer_error(converted, source, tokens):
     exact = convert_checkpoint(source, layers="none").base_model
     hidden = exact.layers[0].mixer_input(exact(tokens, output_hidden_states=True).hidden_states[0])
     mask = torch.ones(1, 1, *(2 * tokens.shape[1:]), dtype=torch.bool)
-    expected, _ = exact.layers[0].attention(hidden, mask.tril() if exact.config.is_causal else mask)
-    actual, _ = converted.base_model.layers[0].attention(hidden)
+    masks = {"full_attention": mask.tril() if exact.config.is_causal else mask}
+    expected, *_ = exact.layers[0].attention(hidden, Documents(softmax_masks=masks))
+    actual = converted.base_model.layers[0].attention(hidden).hidden_states
     return ((actual - expected).square().mean() / expected.var(dim=(0, 1)).mean()).item()
 
 

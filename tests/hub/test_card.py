@@ -14,7 +14,7 @@ import gma_hf
 from gma_hf.cli import app
 
 
-SHIPPED = Path(__file__).parents[1] / "model_cards" / "gma-shakespeare"
+SHIPPED = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
 ROWS = [{"input_ids": [1 + (5 * i + j) % 60 for j in range(12)]} for i in range(8)]
 ROWS = [{**row, "labels": row["input_ids"]} for row in ROWS]
 
