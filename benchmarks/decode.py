@@ -167,10 +167,14 @@ def remembered(cache: Cache) -> float:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None) / 2**20
 
 
+def mamba_cache_name() -> str:
+    """Return what Transformers' Mamba calls its cache."""
+    return CACHE_NAME if CACHE_NAME == "cache" else "cache_params"
+
+
 def step(model: PreTrainedModel, token: torch.Tensor, cache: Cache) -> Callable[[], object]:
     """One more token."""
-    is_older = CACHE_NAME != "cache" and isinstance(model, MambaForCausalLM)
-    name = "cache_params" if is_older else CACHE_NAME
+    name = mamba_cache_name() if isinstance(model, MambaForCausalLM) else CACHE_NAME
     return lambda: model(token, use_cache=True, **{name: cache})
 
 
@@ -192,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     read_by_gma = {length: read_in_pieces(gma, tokens[:, :length], args.piece) for length in args.contexts}
     of_others = {
         LINEAR: (linear, read_in_pieces(linear, token, 1)),
-        MAMBA: (mamba, mamba(token, use_cache=True).cache_params),
+        MAMBA: (mamba, mamba(token, use_cache=True)[mamba_cache_name()]),
     }
     milliseconds, mebibytes = ({name: {} for name in CONTENDERS} for _ in range(2))
     over_gma = {name: {} for name in CONTENDERS if name != GMA}

@@ -24,12 +24,15 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace a folder at OUT.")] = False,
 ) -> None:
     """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer if it has one."""
+    from transformers.utils import logging
+
     from ..conversion import convert_checkpoint
     from ..conversion.source import open_tokenizer
     from ..files import whole_folder
     from ..texts import read_text
     from .opening import check_output
 
+    logging.disable_progress_bar()
     check_output("OUT", out, force, is_folder=True)
     texts = None
     if calibration is not None:

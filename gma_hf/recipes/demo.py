@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TextStreamer, set_seed
 
-from gma_hf.model.compat_gma import CACHE_NAME
-
+from ..model.cache_gma import is_gma
+from ..model.compat_gma import CACHE_NAME
 from .arguments import parse
 from .models import SHIPPED_HELP, open_causal
 from .running import run
@@ -32,9 +32,8 @@ def cache_bytes(cache) -> int:  # noqa: ANN001
     """Return the bytes of all tensors that the layers of a cache hold."""
     tensors = []
     for layer in cache.layers:
-        tensors += [layer.keys, layer.values]
-        tensors += [state for states in (layer.recurrent_states, layer.conv_states) for state in states.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        tensors += layer.tensors.values() if is_gma(layer) else [layer.keys, layer.values]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -116,7 +116,7 @@ def test_turns_that_the_model_ends_itself(make_model, make_config, tokenizer, na
 def test_interactive_reads_each_token_once(model, tokenizer, whole, monkeypatch):
     read = []
     handle = model.model.register_forward_pre_hook(
-        lambda module, arguments, named: read.append(arguments[0].shape[1]), with_kwargs=True
+        lambda module, arguments, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
     )
     monkeypatch.setattr("gma_hf.cli.opening.open_model", lambda *arguments: model)
     result = run(SHIPPED, "--interactive", *GREEDY, typed=typed(TURNS))
@@ -130,8 +130,8 @@ def test_interactive_reads_each_token_once(model, tokenizer, whole, monkeypatch)
 
 def test_a_command_of_its_own(tokenizer, whole):
     """What it says is the text alone; a prompt is the first turn; what follows an empty line is not read."""
-    code = "import sys, runpy, gma_hf; assert 'typer' not in sys.modules; runpy.run_module('gma_hf', alter_sys=True)"
-    command = [sys.executable, "-W", "error", "-c", code, "generate", SHIPPED, TURNS[0], "--interactive", *GREEDY]
+    command = [sys.executable, "-W", "error", "-c", "import gma_hf_cli; gma_hf_cli.app()"]
+    command += ["generate", SHIPPED, TURNS[0], "--interactive", *GREEDY]
     text = typed(TURNS[1:]) + "\nHELENA:\n"
     result = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")

@@ -35,7 +35,7 @@ def test_architectures_that_are_not_supported(make_source, tmp_path):
 def test_sources_that_cannot_be_opened(tmp_path, make_source):
     refused("`source` is '.*nothing', but there is no such folder", tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    refused("`source` must be the folder or Hub name of a checkpoint, but .* cannot be opened", tmp_path / "empty")
+    refused("`source` must hold config.json, but .* does not", tmp_path / "empty")
     make_source("bert", "BertForMaskedLM").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     tensors = load_file(weights)
@@ -120,7 +120,7 @@ def test_nothing_half_written_is_left(make_source, tmp_path, monkeypatch):
 
     again = convert(tmp_path / "source", out)
     assert again.exit_code == 2
-    assert "OUT must not exist yet" in again.stderr
+    assert "OUT must not exist without --force" in again.stderr
     assert convert(tmp_path / "source", tmp_path / "no" / "out").exit_code == 2
     assert convert(tmp_path / "nothing", tmp_path / "other").exit_code == 2
     assert convert(tmp_path / "source", tmp_path / "other", "--layers", "9").exit_code == 2

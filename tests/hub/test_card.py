@@ -116,7 +116,7 @@ def test_the_card_of_a_checkpoint(run_folder):
 def test_a_card_that_is_there_is_kept_unless_told(run_folder):
     path = run_folder / "README.md"
     path.write_text("by hand")
-    refused(run(run_folder), "FOLDER must have no README.md without --overwrite, but ")
+    refused(run(run_folder), "FOLDER must have no README.md without --force, but ")
     assert path.read_text() == "by hand"
     assert run(run_folder, "--overwrite").exit_code == 0
     assert "# gma-test" in path.read_text()

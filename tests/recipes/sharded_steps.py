@@ -1,6 +1,7 @@
 """
 Run by test_many_processes in each of two processes: three steps of a GMA model in shards (FSDP2), its losses, and a
-sharded checkpoint; then the same steps and a checkpoint of the first process alone. Trainer cannot do this on CPUs: Accelerate turns to FSDP on accelerators alone.
+sharded checkpoint; then the same steps and a checkpoint of the first process alone. Trainer cannot do this on CPUs:
+Accelerate turns to FSDP on accelerators alone.
 """
 
 import json
@@ -43,15 +44,21 @@ def train(model: GMAForCausalLM, rank: int, count: int) -> list[float]:
     return losses
 
 
+def sharded(model: GMAForCausalLM) -> GMAForCausalLM:
+    """Shard a model by blocks; mixtures are units of their own, since they stay float32 where the rest is not."""
+    for block in model.model.layers:
+        fully_shard(block.attention.mixture)
+        fully_shard(block)
+    return fully_shard(model)
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
-    model = make_model()
-    for block in model.model.layers:
-        fully_shard(block)
-    fully_shard(model)
+    model = sharded(make_model())
     shard = model.model.layers[0].attention.qkv_proj.weight.to_local()
     assert shard.numel() < model.model.layers[0].attention.qkv_proj.weight.numel()
     losses = train(model, dist.get_rank(), dist.get_world_size())
+    losses_half = train(sharded(make_model().bfloat16()), dist.get_rank(), dist.get_world_size())
     dcp.save(get_model_state_dict(model), checkpoint_id=folder / "sharded")
     is_first = dist.get_rank() == 0
     dist.destroy_process_group()
@@ -59,7 +66,9 @@ def main(folder: Path) -> None:
         alone = make_model()
         losses_alone = train(alone, 0, 1)
         alone.save_pretrained(folder / "alone")
-        (folder / "losses.json").write_text(json.dumps({"sharded": losses, "alone": losses_alone}))
+        (folder / "losses.json").write_text(
+            json.dumps({"sharded": losses, "half": losses_half, "alone": losses_alone})
+        )
 
 
 if __name__ == "__main__":

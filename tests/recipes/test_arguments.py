@@ -35,7 +35,7 @@ def test_a_file_is_read_and_the_command_line_wins(tmp_path):
         ("no_such_name: 1\n", "run.yaml' has 'no_such_name'"),
         ("learning_rat: 1\n", "run.yaml' has 'learning_rat'"),
         ("- 1\n", "`config` must hold arguments by name"),
-        (None, "`config` must be a YAML file, but"),
+        (None, "`config` must be a YAML file or one of imdb-bytes, imdb-bytes-lm, wikitext2, but"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, text, sentence):
