@@ -325,5 +325,5 @@ def test_weights_that_are_missing_are_refused(tmp_path, tokenizer, make_config, 
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(tmp_path, tokenizer, make_config, make_model):
-    folder = save(make_model(gma_hf.GMAForCausalLM, make_config("causal")), tokenizer, tmp_path)
-    refused(run(folder, "ROMEO"), "The model knows token ids below 61, but its tokenizer makes ")
+    folder = save(make_model(gma_hf.GMAForCausalLM, make_config("causal", vocab_size=8)), tokenizer, tmp_path)
+    refused(run(folder, "ROMEO"), "The model knows token ids below 8, but its tokenizer makes ")

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+import gma_hf
+
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -80,9 +82,10 @@ def test_one_by_one_and_in_batches_the_same(shakespeare, tasks):
 
 
 def test_on_the_command_line_by_the_code_in_the_checkpoint(shakespeare, tasks, run_python, tmp_path):
-    """Without `import gma_hf`: `trust_remote_code=True` is enough."""
+    """Without `import gma_hf`: `trust_remote_code=True` is enough for what is published."""
+    published = gma_hf.publish(shakespeare, "tester/gma-shakespeare", to_folder=tmp_path / "gma-shakespeare")
     command = ["-m", "lm_eval", "--model", "hf", "--tasks", "choose_line", "--batch_size", "8"]
-    command += ["--model_args", f"pretrained={shakespeare},trust_remote_code=True", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={published},trust_remote_code=True", "--device", "cpu"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path)]
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_DATASETS_OFFLINE": "1"}
     run_python(*command, env=environment)
