@@ -16,12 +16,7 @@ CACHE_NAME = next(name for name in CACHE_NAMES if name in {field.name for field 
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """
-    Return the cache that is given under either name.
-
-    Raises:
-        ValueError: if it is given under both.
-    """
+    """Return the cache that is given under either name; under both at once it is refused, with a ValueError."""
     if cache is not None and past_key_values is not None:
         raise ValueError("Only one of `cache` and `past_key_values` may be given, but both are.")
     return past_key_values if cache is None else cache
@@ -52,7 +47,7 @@ def register_static_layer(name: str, layer: type) -> None:
 def register_class_names(model_type: str, tables: dict[str, str]) -> None:
     """Write class names into Transformers' tables, by which Trainer and pipelines tell what a model is for."""
     for table, class_name in tables.items():
-        getattr(modeling_auto, table)[model_type] = class_name
+        getattr(modeling_auto, f"{table}_MAPPING_NAMES")[model_type] = class_name
 
 
 def is_exporting() -> bool:

@@ -186,6 +186,13 @@ class GMAConfig(PreTrainedConfig):
         # Only the class that is saved enters the map by itself, but a checkpoint is to open under every Auto class.
         self.auto_map = {**_AUTO_MAP, **(_AUTO_MAP_CAUSAL if self.is_causal else _AUTO_MAP_BIDIRECTIONAL)}
 
+    def require_style(self, model_class: type, is_causal: bool) -> None:
+        """Refuse a model of the other style, with a ValueError."""
+        if self.is_causal != is_causal:
+            raise ValueError(
+                f"`is_causal` must be {is_causal} for {model_class.__name__}, but it is {self.is_causal}."
+            )
+
     @property
     def position_limit(self) -> int | None:
         """Number of tokens that a sequence may have, or None where there are no positions."""

@@ -252,11 +252,6 @@ def _require_one_input(input_ids, inputs_embeds) -> None:
         )
 
 
-def _require_style(model_class: type, config: GMAConfig, is_causal: bool) -> None:
-    if config.is_causal != is_causal:
-        raise ValueError(f"`is_causal` must be {is_causal} for {model_class.__name__}, but it is {config.is_causal}.")
-
-
 class GMAForCausalLM(GMAPreTrainedModel, GMAGenerationMixin):
     """The causal GMA network with a language-model head."""
 
@@ -265,7 +260,7 @@ class GMAForCausalLM(GMAPreTrainedModel, GMAGenerationMixin):
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: GMAConfig):
-        _require_style(type(self), config, is_causal=True)
+        config.require_style(type(self), is_causal=True)
         super().__init__(config)
         self.model = GMAModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -322,7 +317,7 @@ class GMAForMaskedLM(GMAPreTrainedModel):
     _tp_plan = {"decoder": "colwise_gather_output"}
 
     def __init__(self, config: GMAConfig):
-        _require_style(type(self), config, is_causal=False)
+        config.require_style(type(self), is_causal=False)
         super().__init__(config)
         self.model = GMAModel(config)
         self.head = GMAPredictionHead(config)
@@ -583,18 +578,15 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         return of_head(GMAMultipleChoiceOutput, outputs, loss=loss, logits=logits)
 
 
-# By the Auto class that opens it, the class for each task, and Transformers' table of the names of such classes
+# By the Auto class that opens it, the class for each task, and what Transformers' table of such classes is called by
 _TASKS = {
-    "AutoModel": (GMAModel, "MODEL_MAPPING_NAMES"),
-    "AutoModelForCausalLM": (GMAForCausalLM, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
-    "AutoModelForMaskedLM": (GMAForMaskedLM, "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
-    "AutoModelForSequenceClassification": (
-        GMAForSequenceClassification,
-        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    ),
-    "AutoModelForTokenClassification": (GMAForTokenClassification, "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
-    "AutoModelForQuestionAnswering": (GMAForQuestionAnswering, "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"),
-    "AutoModelForMultipleChoice": (GMAForMultipleChoice, "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES"),
+    "AutoModel": (GMAModel, "MODEL"),
+    "AutoModelForCausalLM": (GMAForCausalLM, "MODEL_FOR_CAUSAL_LM"),
+    "AutoModelForMaskedLM": (GMAForMaskedLM, "MODEL_FOR_MASKED_LM"),
+    "AutoModelForSequenceClassification": (GMAForSequenceClassification, "MODEL_FOR_SEQUENCE_CLASSIFICATION"),
+    "AutoModelForTokenClassification": (GMAForTokenClassification, "MODEL_FOR_TOKEN_CLASSIFICATION"),
+    "AutoModelForQuestionAnswering": (GMAForQuestionAnswering, "MODEL_FOR_QUESTION_ANSWERING"),
+    "AutoModelForMultipleChoice": (GMAForMultipleChoice, "MODEL_FOR_MULTIPLE_CHOICE"),
 }
 # Checkpoints carry this code, so that they open without this package installed (`trust_remote_code=True`).
 GMAConfig.register_for_auto_class()

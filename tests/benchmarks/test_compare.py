@@ -1,22 +1,64 @@
 """A comparison as its user runs it, with two mixers: every run kept, the best learning rate taken, table and plot."""
 
+import copy
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from benchmarks import compare
 
 
-def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch):
+@pytest.fixture
+def trainings(monkeypatch):
+    """All trainings of a comparison, in order: the run, its Trainer, and the weights that it starts from."""
+    seen, make = [], compare.Run.trainer
+
+    def watched(run, model, *rest):
+        trainer = make(run, model, *rest)
+        seen.append((run, trainer, copy.deepcopy(model.state_dict())))
+        return trainer
+
+    monkeypatch.setattr(compare.Run, "trainer", watched)
+    return seen
+
+
+@torch.no_grad()
+def figures_by_hand(trainer):
+    """Loss and accuracy of what was trained on its validation examples; the loss of classes or of the next token."""
+    logits, labels = [], []
+    for batch in DataLoader(trainer.eval_dataset, 8, collate_fn=trainer.data_collator):
+        labels.append(batch.pop("labels"))
+        logits.append(trainer.model.eval()(**batch).logits)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    if labels.ndim == 2:
+        logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item()
+
+
+def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch, trainings):
     arguments = ["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "linear"]
     results = compare.main(arguments)
     assert set(results) == {"gma", "linear"}
     for mixer, runs in results.items():
         assert [run["seed"] for run in runs] == [0, 1]
-        assert runs[0]["loss"] != runs[1]["loss"]
         tried = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob(f"{mixer}-*-0-4.json")]
         assert len(tried) == 2
         assert runs[0]["learning_rate"] == min(tried, key=lambda run: run["loss"])["learning_rate"]
+    assert len(trainings) == 2 * (2 + 2)  # of each mixer: both rates, then both seeds
+    starts = {}
+    for run, trainer, start in trainings:
+        assert trainer.args.learning_rate == run.learning_rate and trainer.state.global_step == run.steps
+        figures = json.loads((tmp_path / "runs" / f"{run.name}.json").read_text())
+        loss, _ = figures_by_hand(trainer)
+        assert figures["loss"] == pytest.approx(loss, rel=1e-5)
+        if run.steps == 10:
+            assert figures == results[run.mixer][run.seed]
+        embedding = start["model.embeddings.word_embeddings.weight"]
+        assert torch.equal(starts.setdefault(run.seed, embedding), embedding)  # whatever mixer and rate
+    assert not torch.equal(starts[0], starts[1])
     table = (tmp_path / "table.md").read_text()
     assert table.count("±") == 2 and f"{results['gma'][0]['parameters']:,}" in table
     assert (tmp_path / "curves.png").stat().st_size > 5_000
@@ -35,25 +77,36 @@ def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch):
         compare.main(arguments)
 
 
-def test_classes_of_listops(tmp_path):
+def test_classes_of_listops(tmp_path, trainings):
     arguments = ["--quick", "True", "--task", "classification", "--output_dir", str(tmp_path)]
     results = compare.main([*arguments, "--mixers", "gma", "softmax"])
     table = (tmp_path / "table.md").read_text()
     assert "accuracy, %" in table
+    for run, trainer, _ in trainings:
+        if run.steps == 10:
+            loss, accuracy = figures_by_hand(trainer)
+            figures = results[run.mixer][run.seed]
+            assert (figures["loss"], figures["accuracy"]) == pytest.approx((loss, accuracy), rel=1e-4)
     for runs in results.values():
-        assert all(32 * run["accuracy"] == pytest.approx(round(32 * run["accuracy"])) for run in runs)
         assert f"{100 * sum(run['accuracy'] for run in runs) / 2:.2f} ±" in table
 
 
-def test_a_class_after_the_next_token(tmp_path):
+def test_a_class_after_the_next_token(tmp_path, trainings):
     arguments = ["--quick", "True", "--task", "pretrained_classification", "--seeds", "0", "--learning_rates", "4e-3"]
     arguments += ["--mixers", "gma + conv + gates, no positions", "softmax + conv + output gate, no positions"]
     arguments += ["--conv_kernel_size", "7", "--train_sampling_strategy", "group_by_length"]
-    results = compare.main([*arguments, "--output_dir", str(tmp_path / "long"), "--pretraining_steps", "20"])
-    assert all(0 <= runs[0]["accuracy"] <= 1 for runs in results.values()) and len(results) == 2
-    shorter = compare.main([*arguments, "--output_dir", str(tmp_path / "short"), "--pretraining_steps", "1"])
-    for mixer, runs in results.items():  # what was learned first is where the classifier starts
-        assert runs[0]["curve"][0] != shorter[mixer][0]["curve"][0]
+    results = compare.main([*arguments, "--output_dir", str(tmp_path), "--pretraining_steps", "20"])
+    assert len(results) == 2 and len(trainings) == 4
+    for (_, before, _), (run, after, start) in zip(trainings[::2], trainings[1::2]):
+        assert (before.args.max_steps, before.args.learning_rate) == (20, 4e-3)
+        losses = [log["loss"] for log in before.state.log_history if "loss" in log]
+        assert sum(losses[-5:]) < 0.9 * sum(losses[:5])  # it learned the next token
+        for name, weight in before.model.base_model.state_dict().items():
+            assert torch.equal(start[f"model.{name}"], weight), name  # where the classifier starts
+        loss, accuracy = figures_by_hand(after)
+        (figures,) = results[run.mixer]
+        assert (figures["loss"], figures["accuracy"]) == pytest.approx((loss, accuracy), rel=1e-4)
+        assert after.state.global_step == figures["steps"] == 10
 
 
 def test_quick_takes_the_data_of_a_config_and_what_is_told(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling, pipeline
 
 from gma_hf.recipes import evaluate_checkpoint, texts, tokenizing, train_mlm
 from gma_hf.recipes.arguments import ModelArguments
@@ -23,14 +23,29 @@ def arguments(output, *more):
     return [str(argument) for argument in (*common, *more)]
 
 
+@torch.no_grad()
+def predicted_right(folder, validation):
+    """The share of masked tokens that a saved model finds, and the share that the commonest of them has."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
+    tokens = torch.tensor([token for ids in tokenizer(list(validation["text"]))["input_ids"] for token in ids])
+    blocks = tokens[: len(tokens) // 64 * 64].view(-1, 64)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=0)
+    masked = collator([{"input_ids": block} for block in blocks.tolist()])
+    asked = masked["labels"] != -100
+    assert torch.equal(masked["labels"][asked], blocks[asked])
+    answers = model(masked["input_ids"]).logits.argmax(-1)[asked]
+    return (answers == blocks[asked]).float().mean().item(), blocks[asked].bincount().max().item() / asked.sum().item()
+
+
 def test_learns_resumes_and_is_evaluated_alike(tmp_path):
     folder = tmp_path / "run"
     first = train_mlm.main(arguments(folder, "--max_steps", 15))
     metrics = train_mlm.main(arguments(folder, "--max_steps", 30))
     assert metrics["eval_loss"] < first["eval_loss"] < torch.log(torch.tensor(300.0))
-    assert 0.01 < metrics["eval_accuracy"] < 1
-
     validation = texts.load_text(texts.DataArguments(train_file=[str(TEXT)]))["validation"]
+    right, commonest = predicted_right(folder, validation)
+    assert metrics["eval_accuracy"] == pytest.approx(right, abs=1e-6) and right > commonest
+
     (tmp_path / "validation.txt").write_text("".join(validation["text"]))
     given = ["--checkpoint", folder, "--test_file", tmp_path / "validation.txt", "--block_size", 64, "--seed", 0]
     evaluated = evaluate_checkpoint.main([str(argument) for argument in given])
