@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 
-PRELOADED = ["gma_hf", "matplotlib.pyplot", "transformers.models.mamba.modeling_mamba"]
+# What the processes that measure would import else, each for itself
+PRELOADED = ["benchmarks.contenders", "gma_hf.recipes.arguments", "matplotlib.pyplot"]
 
 
 class PeakMemory:

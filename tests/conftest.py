@@ -46,6 +46,13 @@ CONFIGS = {
 }
 
 
+@pytest.fixture(scope="session")
+def newest_transformers():
+    """For a test of what Transformers itself does, which may differ in other releases than we develop with."""
+    if not IS_DEVELOPED_WITH:
+        pytest.skip("of Transformers itself, as in the release that we develop with")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

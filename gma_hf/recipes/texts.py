@@ -120,6 +120,11 @@ def hold_out_end(texts: Dataset, column: str, fraction: float) -> tuple[Dataset,
     while seen < (1 - fraction) * sum(lengths):
         seen += lengths[first_held_out]
         first_held_out += 1
+    if first_held_out == len(texts):
+        raise ValueError(
+            "There must be two texts (lines, rows) at least, of which one is held out, or `validation_file` must be "
+            f"given, but {'there is one' if len(texts) == 1 else 'the last text is too long'}."
+        )
     return texts.select(range(first_held_out)), texts.select(range(first_held_out, len(texts)))
 
 

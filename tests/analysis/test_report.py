@@ -5,15 +5,14 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
+from typer.testing import CliRunner
 
-import gma_hf  # noqa: F401
+from gma_hf.cli import app
 
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +35,7 @@ def text_of(checkpoint):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "gma_hf", "report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -49,7 +47,7 @@ def made(request, tmp_path_factory):
     files = ["-o", folder / "report.html", "--json", folder / "report.json"]
     files += ["--csv", folder / "csv", "--png", folder / "png"]
     done = run(checkpoint, text, *files, "--max-tokens", 1500, "--sequence-length", 128)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.exit_code == 0, done.stderr[-2000:]
     assert "1,500 tokens read" in done.stdout
     return folder, checkpoint
 
@@ -194,7 +192,7 @@ def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
     for read, shown in ((1000, 256), (40, 40)):
         checkpoint, text = ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare_end.txt"
         limits = ["--sequence-length", 1000, "--max-tokens", read]
-        assert run(checkpoint, text, "-o", tmp_path / "report.html", *limits).returncode == 0
+        assert run(checkpoint, text, "-o", tmp_path / "report.html", *limits).exit_code == 0
         page = open_page(browser, tmp_path)
         assert page.locator(".token").count() == shown
         assert page.inner_text("#shown") == f"The first {shown} tokens of the text."
@@ -203,20 +201,23 @@ def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["no/such/model", DATA / "shakespeare.txt"], "'no/such/model' cannot be opened"),
+        (["no/such/model", DATA / "shakespeare.txt"], "CHECKPOINT is 'no/such/model', but there is no such folder"),
         (
             [ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare.txt", "-o", "no/such/folder/x.html"],
             "-o must be in a folder",
         ),
-        ([ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "report.png"], "TEXT must be in UTF-8, but"),
+        (
+            [ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "report.png"],
+            "TEXT must be a text in UTF-8, but",
+        ),
         ([ROOT / "model_cards" / "gma-shakespeare", "/dev/null"], "TEXT must hold some text, but '/dev/null' does"),
         (
             [ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare.txt", "-o", "/dev/null"],
-            "-o must be a file or folder to write, but '/dev/null' is neither",
+            "-o must be a file, but '/dev/null' is none",
         ),
     ],
 )
 def test_wrong_input_is_refused_in_a_sentence(arguments, sentence, tmp_path):
     done = run(*arguments, *(() if "-o" in arguments else ("-o", tmp_path / "report.html")))
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert done.exit_code == 2 and sentence in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

@@ -57,8 +57,8 @@ def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch, trainings):
         if run.steps == 10:
             assert figures == results[run.mixer][run.seed]
         embedding = start["model.embeddings.word_embeddings.weight"]
-        assert torch.equal(starts.setdefault(run.seed, embedding), embedding)  # whatever mixer and rate
-    assert not torch.equal(starts[0], starts[1])
+        assert torch.equal(starts.setdefault((run.mixer, run.seed), embedding), embedding)  # whatever the rate
+    assert not torch.equal(starts["gma", 0], starts["gma", 1])
     table = (tmp_path / "table.md").read_text()
     assert table.count("±") == 2 and f"{results['gma'][0]['parameters']:,}" in table
     assert (tmp_path / "curves.png").stat().st_size > 5_000
