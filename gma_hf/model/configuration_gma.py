@@ -151,7 +151,7 @@ class GMAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for name in kwargs:
-            if similar := difflib.get_close_matches(name, OWN_FIELDS, n=1, cutoff=0.85):
+            if similar := difflib.get_close_matches(name, OWN_FIELDS, n=1, cutoff=0.88):
                 raise ValueError(f"`{name}` is no field of GMAConfig, which may be `{similar[0]}`.")
         self.layer_types = ["gma"] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
         self.settle()
