@@ -102,12 +102,12 @@ def test_outputs_state_and_gradients(assert_close, device, mix, case, length):
 
 @pytest.mark.parametrize("length", [65, 200])
 @pytest.mark.parametrize("case", ["state", "all"])
-def test_segments(assert_close, device, case, length):
+def test_packed_documents(assert_close, device, mix, case, length):
     """Of several documents in a row, by our kernels."""
     check(assert_close, mix, *make_inputs(device, length, **CASES[case]), make_documents(length).to(device))
 
 
-def test_the_same_segments_for_all_rows(assert_close, device):
+def test_the_same_documents_for_all_rows(assert_close, device, mix):
     check(assert_close, mix, *make_inputs(device, 70, gated=True), make_documents(70)[1:].to(device))
 
 
