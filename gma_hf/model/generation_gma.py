@@ -146,7 +146,7 @@ def read_in_pieces(
     for start in range(0, length, size):
         stop = min(start + size, length)
         piece = {name: x[:, start:stop] for name, x in inputs.items()}
-        mask = None if attention_mask is None else attention_mask[:, : seen + stop]
+        mask = _mask_of_piece(attention_mask, seen, start, stop)
         output = model(**piece, attention_mask=mask, cache=cache, use_cache=True, return_dict=True)
         hidden_states = output.last_hidden_state
         place = (index - start).expand(len(hidden_states), -1)[..., None]
@@ -154,3 +154,10 @@ def read_in_pieces(
         is_here = (place >= 0) & (place < stop - start)
         kept = found if kept is None else torch.where(is_here, found, kept)
     return kept
+
+
+def _mask_of_piece(mask: Tensor | dict | None, seen: int, start: int, stop: int) -> Tensor | dict | None:
+    """Return the mask of a piece; a dict, as `generate` makes it for static caches, is of the tokens of this call."""
+    if isinstance(mask, dict):
+        return {"gma": None if mask["gma"] is None else mask["gma"][:, start:stop]}
+    return None if mask is None else mask[:, : seen + stop]
