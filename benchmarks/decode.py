@@ -29,7 +29,6 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
 )
-from transformers.cache_utils import LinearAttentionLayer
 
 from gma_hf import GMAConfig, GMAForCausalLM
 from gma_hf.model.attention_gma import GaussianMixtureAttention, MixerOutput
@@ -160,7 +159,7 @@ def remembered(cache: Cache) -> float:
     for layer in cache.layers:
         if is_gma(layer):
             tensors += layer.tensors.values()
-        elif isinstance(layer, LinearAttentionLayer):
+        elif hasattr(layer, "recurrent_states"):
             tensors += [*layer.recurrent_states.values(), *layer.conv_states.values()]
         else:
             tensors += [layer.keys, layer.values]

@@ -18,7 +18,6 @@ import torch
 from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
 
 from gma_hf import GMAConfig, GMAForCausalLM
-from gma_hf.model.attention_gma import GaussianMixtureAttention
 from gma_hf.recipes.arguments import TokenizerArguments, parse
 from gma_hf.recipes.running import run
 from gma_hf.recipes.texts import DataArguments, load_text, make_blocks
@@ -54,15 +53,8 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def routing_figures(model: GMAForCausalLM, input_ids: torch.Tensor) -> tuple[float, float]:
     """Return the mean entropy of the responsibilities of queries and keys, and the number of components in use."""
-    gammas = []
-    mixers = [module for module in model.modules() if isinstance(module, GaussianMixtureAttention)]
-    hooks = [
-        mixer.register_forward_pre_hook(lambda mixer, inputs: gammas.extend(mixer.responsibilities(*inputs)))
-        for mixer in mixers
-    ]
-    model.eval()(input_ids.to(model.device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
+    output = model.eval()(input_ids.to(model.device), use_cache=False, output_responsibilities=True)
+    gammas = [side for layer in output.responsibilities for side in layer]
     if not gammas:
         return float("nan"), float("nan")
     gamma = torch.stack(gammas)  # [sides of layers, batch, heads, N, K]

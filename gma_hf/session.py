@@ -12,12 +12,12 @@ from .model.compat_gma import CACHE_NAME
 
 class TextSession:
     """
-    Keeps the model's cache between calls of `generate`: each reads only what has been added to the text.
+    A text that keeps the model's cache between calls of `generate`: each reads only what has been added to the text.
 
     Args:
         model: a causal language model of Transformers; for a second turn, one that keeps what it reads in a `Cache`.
         tokenizer: its tokenizer.
-        cache: what `model` has read already, if anything: the text goes on from there.
+        cache: what `model` has read already, if anything: the text continues from there.
 
     `limit` is how many tokens the model takes, None for any number, and `is_full` whether the text was ended by it.
     """
@@ -34,7 +34,7 @@ class TextSession:
         self, text: str, max_new_tokens: int, streamer: BaseStreamer | None = None, **choices: Any
     ) -> torch.Tensor:
         """
-        Adds `text` to the end and lets the model go on from there.
+        Add `text` to the end and return the tokens that the model continues it with.
 
         Args:
             text: what is read, joined to what was generated last without anything between.
@@ -71,7 +71,7 @@ class TextSession:
 
     @torch.no_grad()
     def settle(self) -> Cache | None:
-        """Reads the last token that was generated too, and returns the cache, which then holds the whole text."""
+        """Read the last token that was generated too, and return the cache, which then holds the whole text."""
         if self.unread.shape[1] > 0:
             mask = self.unread.new_ones(1, self.num_read + 1)
             output = self.model(self.unread, attention_mask=mask, use_cache=True, **{CACHE_NAME: self.cache})
@@ -79,7 +79,7 @@ class TextSession:
         return self.cache
 
     def _encode(self, text: str) -> torch.Tensor:
-        """The tokens of `text`, `[1, N]`; those that the tokenizer puts around texts come at the beginning only."""
+        """Return the tokens of `text`, `[1, N]`; what the tokenizer puts around texts comes at the beginning only."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -89,6 +89,7 @@ class TextSession:
         return torch.tensor([ids], dtype=torch.long, device=self.model.device)
 
     def _check(self, input_ids: torch.Tensor) -> None:
+        """Refuse tokens `[1, N]` that the model cannot read after what it has read; see `generate` for the errors."""
         num_input, vocab_size = input_ids.shape[1], self.model.config.get_text_config().vocab_size
         if num_input == 0:
             raise ValueError("There must be at least one token to read, but the text is empty.")
@@ -109,9 +110,9 @@ class TextSession:
 
 
 def longest_text(config: Any) -> int | None:
-    """How many tokens a model of this config takes, or None for any number."""
-    if getattr(config, "position_embedding", None) == "none":
-        return None
+    """Return how many tokens a model of this config takes, or None for any number."""
+    if config.model_type == "gma":
+        return config.position_limit
     return getattr(config, "max_position_embeddings", None)
 
 

@@ -7,7 +7,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..session import longest_text
 from .counts import LabelCounts, RoutingCounts
 from .labels import POSITIONS, position_bands
 from .reading import Labeller, TokenSequence, token_sequences
@@ -98,7 +97,7 @@ def _check_model(model: PreTrainedModel, sequence_length: int) -> None:
         raise ValueError("`model` must be in memory as a whole, but some of its weights are offloaded.")
     if sequence_length < 1:
         raise ValueError(f"`sequence_length` must be at least 1, but it is {sequence_length}.")
-    limit = longest_text(config)
+    limit = config.position_limit
     if limit is not None and sequence_length > limit:
         raise ValueError(
             f"`sequence_length` must be at most `max_position_embeddings`, {limit}, but it is {sequence_length}."

@@ -22,7 +22,7 @@ app = typer.Typer(
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app.command()(command(generate.generate))
-app.command(add_help_option=False, context_settings=PASSED_ON)(command(serve.serve))
+app.command(context_settings=PASSED_ON)(command(serve.serve))
 app.command(context_settings=PASSED_ON)(command(train.train))
 app.command(context_settings=PASSED_ON)(command(distill.distill))
 app.command()(command(convert.convert))

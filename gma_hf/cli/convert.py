@@ -29,11 +29,13 @@ def convert(
     from ..conversion import convert_checkpoint
     from ..conversion.source import open_tokenizer
     from ..files import whole_folder
+    from ..hub.find import check_checkpoint
     from ..texts import read_text
     from .opening import check_output
 
     logging.disable_progress_bar()
     check_output("OUT", out, force, is_folder=True)
+    check_checkpoint(source, "SOURCE")
     texts = None
     if calibration is not None:
         texts = [line for line in read_text(calibration, "--calibration").splitlines() if line.strip()]

@@ -6,7 +6,11 @@ from ..errors import MissingExtra, first_sentence
 
 
 def serve(context: typer.Context) -> None:
-    """Answer over HTTP: `transformers serve`, with all its arguments, which finds GMA models then."""
+    """
+    Answer over HTTP: `transformers serve`, which finds GMA models then.
+
+    All arguments are passed on, such as a checkpoint, --host and --port; `transformers serve --help` lists them.
+    """
     import transformers
     from transformers.utils.import_utils import is_serve_available
 
@@ -14,9 +18,9 @@ def serve(context: typer.Context) -> None:
 
     if context.args and not context.args[0].startswith("-"):
         check_served(context.args[0])
-    if not is_serve_available() and "--help" not in context.args:
+    if not is_serve_available():
         raise MissingExtra(
-            '`gma-hf serve` needs `pip install "gma-hf[serve]"` (in a checkout: `pip install -e ".[serve]"`).'
+            '`gma-hf serve` needs what `transformers serve` does: `pip install "transformers[serving]"`.'
         )
     from transformers.cli.transformers import app as commands
 

@@ -57,6 +57,6 @@ def convert_checkpoint(
     exact = carry_over(model)
     batches = None
     if calibration is not None and indices:
-        limits = (exact.config.max_position_embeddings, exact.config.vocab_size)
+        limits = (exact.config.position_limit, exact.config.vocab_size)
         batches = token_batches(calibration, open_tokenizer(source), *limits)
     return with_gma_layers(exact, indices, batches, num_components=num_components, **mixer)

@@ -24,6 +24,7 @@ from transformers.training_args import OptimizerNames
 
 from ..errors import first_sentence
 from ..files import whole_file
+from ..model.additions_gma import ADDITIONS
 from ..model.configuration_gma import GMAConfig
 
 
@@ -51,12 +52,6 @@ ARGUMENTS = [
     ),
     *("weight_decay", "max_grad_norm", "label_smoothing_factor", "seed", "bf16", "fp16"),
 ]
-ADDITIONS = {
-    "normalize_routing": "normalised routing",
-    "conv_kernel_size": "a convolution",
-    "forget_gate": "a forget gate",
-    "output_gate": "an output gate",
-}
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -299,7 +294,7 @@ def count_parameters(folder: Path) -> int:
 
 def describe_additions(config: GMAConfig) -> str:
     """Return the mixer in words: the paper's, with what is added to it."""
-    used = [words for name, words in ADDITIONS.items() if getattr(config, name)]
+    used = [addition.words for addition in ADDITIONS if addition.is_on(config)]
     return f"the paper's mixer with {', '.join(used)}" if used else "the paper's mixer, nothing added"
 
 

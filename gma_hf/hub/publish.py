@@ -95,7 +95,9 @@ def publish(
         check_opens(assembled)
         try:
             return upload(assembled, repo_id, private=private, token=token, commit_message=commit_message)
-        except OSError as error:  # whatever the Hub or the connection says
+        except ValueError:
+            raise
+        except Exception as error:  # whatever the Hub or the connection says
             raise ValueError(f"{repo_id!r} cannot be uploaded: {first_sentence(error)}.") from error
 
 

@@ -129,7 +129,10 @@ def test_interactive_reads_each_token_once(model, tokenizer, whole, monkeypatch)
 
 
 def test_a_command_of_its_own(tokenizer, whole):
-    """What it says is the text alone; a prompt is the first turn; what follows an empty line is not read."""
+    """
+    It finds our models by the Auto classes, and prints the text alone, no complaint of other libraries. A prompt is
+    the first turn; what follows an empty line is not read.
+    """
     command = [sys.executable, "-W", "error", "-c", "import gma_hf_cli; gma_hf_cli.app()"]
     command += ["generate", SHIPPED, TURNS[0], "--interactive", *GREEDY]
     text = typed(TURNS[1:]) + "\nHELENA:\n"

@@ -27,8 +27,9 @@ class Commit:
 class SmallHub(ThreadingHTTPServer):
     """
     Serves at `url`. `repos` holds the commits of each repository by its id, oldest first, `objects` the large files
-    by their sha256, `uploaded` the sha256 of each upload of a large file, in their order, `unknown` the requests that
-    it has no answer to, and `errors` what went wrong in answering the others.
+    by their sha256, `private` the repositories that were made private, `uploaded` the sha256 of each upload of a large
+    file, in their order, `unknown` the requests that it has no answer to, and `errors` what went wrong in answering
+    the others.
 
     Requests whose "METHOD /path" starts with what `break_at` says (a regular expression) are broken off, until it is
     None again: `passes` of them are let through first, and then half of the body is read and the connection dropped.
@@ -42,6 +43,7 @@ class SmallHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, list[Commit]] = {}
         self.objects: dict[str, bytes] = {}
+        self.private: set[str] = set()
         self.uploaded: list[str] = []
         self.unknown: list[str] = []
         self.errors: list[BaseException] = []
@@ -131,7 +133,10 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         repo = f"{asked['organization']}/{asked['name']}"
         status = 409 if repo in self.server.repos else 200
-        self.server.repos.setdefault(repo, [Commit({})])
+        if status == 200:
+            self.server.repos[repo] = [Commit({})]
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.server.private.add(repo)
         return status, {"url": f"{self.server.url}/{repo}"}, {}
 
     def validate_card(self):
@@ -139,7 +144,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo, revision="main"):
         commit = self.commit_of(repo, revision)
-        return 200, {"id": repo, "sha": commit.oid, "siblings": [{"rfilename": path} for path in commit.files]}, {}
+        siblings = [{"rfilename": path} for path in commit.files]
+        is_private = repo in self.server.private
+        return 200, {"id": repo, "sha": commit.oid, "private": is_private, "siblings": siblings}, {}
 
     def tree(self, repo, revision, folder=None):
         """All files are flat here, so that no folder is ever found."""

@@ -36,8 +36,8 @@ def test_values_lengths_and_seeds():
 
 
 def test_no_example_is_in_two_splits():
-    splits = listops.make_listops({"train": 150, "test": 150}, 4, 4, seed=0)  # of 400 that there are
-    assert len({*splits["train"]["text"], *splits["test"]["text"]}) == 300
+    splits = listops.make_listops({"train": 100, "test": 100}, 4, 4, seed=0)  # of 400 that there are
+    assert len({*splits["train"]["text"], *splits["test"]["text"]}) == 200
 
 
 def test_the_example_of_the_paper():
@@ -48,8 +48,8 @@ def test_the_example_of_the_paper():
 def test_impossible_lengths_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="`listops` must be two lengths, .* but it is 9 5"):
         listops.make_listops({"train": 1}, 9, 5, seed=0)
-    monkeypatch.setattr(listops, "MAX_IN_VAIN", 200)
+    monkeypatch.setattr(listops, "MAX_IN_VAIN", 100)
     there_are = 4 * 10 * 10  # an operator and two digits
     with pytest.raises(ValueError, match="of at least 500 expressions, but 4 to 4 gave ") as error:
         listops.make_listops({"train": 400, "test": 100}, 4, 4, seed=0)
-    assert 100 < int(str(error.value).split()[-1].rstrip(".")) <= there_are
+    assert 20 < int(str(error.value).split()[-1].rstrip(".")) <= there_are
