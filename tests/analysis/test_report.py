@@ -191,7 +191,7 @@ def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
     """However much is read in one, and however little in all."""
     for read, shown in ((1000, 256), (40, 40)):
         checkpoint, text = ROOT / "model_cards" / "gma-shakespeare", DATA / "shakespeare_end.txt"
-        limits = ["--sequence-length", 1000, "--max-tokens", read]
+        limits = ["--sequence-length", 1000, "--max-tokens", read, "--force"]
         assert run(checkpoint, text, "-o", tmp_path / "report.html", *limits).exit_code == 0
         page = open_page(browser, tmp_path)
         assert page.locator(".token").count() == shown

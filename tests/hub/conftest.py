@@ -53,7 +53,7 @@ class Client:
         environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         self.log = (home / "log").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-P", *WARNINGS, str(HERE / "client.py"), *missing],
+            [sys.executable, *WARNINGS, str(HERE / "client.py"), *missing],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -64,7 +64,7 @@ class SmallHub(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         """The connection is dropped. A client that went away is no error of ours."""
-        error = sys.exception()
+        error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError):
             self.errors.append(error)
 
