@@ -211,6 +211,12 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
             tokens in all layers, as after a `crop` that one layer refused when others had been cropped already.
     """
     layers = getattr(cache, "layers", None)
+    for index, (layer, layer_type) in enumerate(zip(layers or [], config.layer_types)):
+        if layer_type == "gma" and getattr(layer, "keys", None) is not None:
+            raise ValueError(
+                f"`{CACHE_NAME}` must hold a state for layer {index}, a GMA layer, but it holds keys and values, as "
+                f"PEFT's prefix tuning gives: take prompt tuning, p-tuning or LoRA."
+            )
     if (
         layers is None
         or len(layers) != config.num_hidden_layers

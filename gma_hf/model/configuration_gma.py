@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
+from .adapters_gma import tell_peft
 from .compat_gma import allow_layer_type
 
 
@@ -170,6 +171,11 @@ class GMAConfig(PreTrainedConfig):
             return [getattr(config, field.name, None) for field in fields(self)]
 
         return type(self) is type(other) and values(self) == values(other)
+
+    def to_dict(self) -> dict:
+        """Return the config as a dictionary. PEFT asks for it before it looks up what to adapt in such a model."""
+        tell_peft(self.model_type)
+        return super().to_dict()
 
     def settle(self) -> None:
         """

@@ -35,6 +35,7 @@ from .softmax_gma import softmax_masks
 
 # Some releases of Transformers copy the files that this one names, and not those that they name in turn
 if TYPE_CHECKING:
+    from .adapters_gma import tell_peft  # noqa: F401
     from .additions_gma import Addition  # noqa: F401
     from .attention_gma import GaussianMixture  # noqa: F401
     from .backend_torch_gma import torch_problem  # noqa: F401
