@@ -1,5 +1,6 @@
 """Arguments of a recipe: from the command line, and from a YAML file that it names."""
 
+import difflib
 import json
 import sys
 from argparse import ArgumentParser
@@ -124,7 +125,15 @@ def parse(kinds: tuple[type, ...], arguments: list[str] | None = None, configs: 
     if path := own.parse_known_args(arguments)[0].config:
         known = {of_kind.name for kind in kinds for of_kind in fields(kind)}
         arguments = from_yaml(path, configs, known) + arguments
-    return Parser(kinds, allow_abbrev=False).parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    *parsed, rest = Parser(kinds, allow_abbrev=False).parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        known = [f"--{of_kind.name}" for kind in kinds for of_kind in fields(kind)]
+        near = difflib.get_close_matches(rest[0], known, n=1)
+        meant = f"did you mean {near[0]}" if near else "see `--help`"
+        raise ValueError(f"Arguments must be those of this recipe, but one is {rest[0]!r}: {meant}.")
+    return tuple(parsed)
 
 
 def find_config(name: str, folder: Path, ending: str) -> Path | None:

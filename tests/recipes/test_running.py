@@ -73,7 +73,7 @@ def folder(tmp_path):
         (train_clm.main, [*READ, "--model_config", "no.json"], "`model_config` must be JSON or a file of it, but"),
         (train_clm.main, [*READ, "--model_config", "[1]"], "`model_config` must be JSON or a file of it, but '[1]'"),
         (train_clm.main, [*READ, "--max_steps", "many"], "invalid int value: 'many'"),
-        (train_clm.main, [*READ, "--max_stepz", 3], "not used by the HfArgumentParser: ['--max_stepz', '3']"),
+        (train_clm.main, [*READ, "--max_stepz", 3], "but one is '--max_stepz': did you mean --max_steps."),
         (
             train_clm.main,
             [*READ, "--model_name_or_path", "no_such"],
