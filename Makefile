@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-kernels test-libraries test-oldest test-versions compare lint clean
+.PHONY: demo test test-slow test-kernels test-libraries test-oldest test-versions compare lint clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -18,7 +18,11 @@ demo: $(VENV)/installed
 	$(BIN)/python -m gma_hf.recipes.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Programs in processes of their own, a training in several of them, and compilers: half as long again.
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # In Triton's interpreter, on the CPU. The rest of the tests does without Triton.
 $(VENV)/installed-kernels: $(VENV)/installed

@@ -68,6 +68,7 @@ def outputs(tmp_path_factory):
     return {card.name: load_file(outputs / card.name)["output"] for card in CARDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_what_is_published_of_a_card_opens_without_the_package(card, outputs):
     with torch.no_grad():

@@ -17,7 +17,11 @@ from gma_hf.cli import app
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
-CHECKPOINTS = sorted(path.name for path in (ROOT / "model_cards").iterdir())
+ALWAYS = "gma-imdb-bytes"
+CHECKPOINTS = [
+    pytest.param(path.name, id=path.name, marks=() if path.name == ALWAYS else pytest.mark.slow)
+    for path in sorted((ROOT / "model_cards").iterdir())
+]
 CHROMIUM = shutil.which("chromium")
 
 

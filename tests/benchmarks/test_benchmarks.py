@@ -57,6 +57,7 @@ def assert_positive(report: dict, titles: list[str], contenders: set[str], lengt
             assert set(column) == asked and all(value > 0 for value in column.values()), (title, contender)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("benchmark", [mixer, decode, model, chunk_size], ids=name_of)
 def test_half_precision(report_of, benchmark):
     shortest = ["--contexts", "20"] if benchmark is decode else ["--lengths", "32"]
@@ -68,6 +69,7 @@ def test_half_precision(report_of, benchmark):
         assert mebibytes["GMA"]["20"] == 2 * 64 * (8 + 1) * 4 / 2**20
 
 
+@pytest.mark.slow
 def test_mixer_as_a_command(tmp_path):
     """Run by its name, its classes are those of the main module, which the fresh processes must find again."""
     command = [sys.executable, "-m", "benchmarks.mixer", *RUNS[mixer].split(), "--output_dir", str(tmp_path)]
@@ -109,6 +111,7 @@ def test_long_context(report_of):
     assert report["tokens of the prompt"] == 9000 and report["generated"] == 20
 
 
+@pytest.mark.slow
 def test_analysis(report_of):
     figures = report_of(analysis)["figures"]
     assert figures["tokens"] == 2000 and figures["bytes_of_the_page"] > 10_000

@@ -38,6 +38,7 @@ def figures_by_hand(trainer):
     return F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item()
 
 
+@pytest.mark.slow
 def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch, trainings):
     arguments = ["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "linear"]
     results = compare.main(arguments)
@@ -143,7 +144,7 @@ def test_an_unknown_task_is_refused(tmp_path):
 
 
 def test_a_network_of_its_own_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="not used .*'--model_config'"):
+    with pytest.raises(ValueError, match="must be those of this recipe, but one is '--model_config'"):
         compare.main(["--quick", "True", "--output_dir", str(tmp_path / "run"), "--model_config", "{}"])
     assert not (tmp_path / "run").exists()
 

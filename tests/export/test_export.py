@@ -97,6 +97,7 @@ def test_a_step(make_config, make_model, random_rows, assert_close, tmp_path, na
         assert_close(read(step, ids[:, 12:], state)[0], expected[:, -1], 1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_encoder_in_onnxruntime(make_config, make_model, random_rows, pad_rows, assert_close, tmp_path):
     model = make_model(GMAForQuestionAnswering, make_config("bidirectional_hybrid", conv_kernel_size=3))
@@ -111,6 +112,7 @@ def test_an_encoder_in_onnxruntime(make_config, make_model, random_rows, pad_row
             assert_close(real(torch.from_numpy(x), mask), real(y, mask), 1e-4)
 
 
+@pytest.mark.slow
 def test_text_from_onnxruntime_alone(tmp_path):
     """The recipe in a process that has no torch: greedy tokens of the shipped checkpoint, as `generate` has them."""
     model, tokenizer = GMAForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)

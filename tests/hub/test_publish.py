@@ -86,6 +86,7 @@ def puller(make_client):
     return make_client("gma_hf")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_published_whole_in_one_commit(hub, publisher, puller, folder, model):
     names = {"repo": "tester/whole", "folder": folder}
     before = sorted(folder.rglob("*"))

@@ -151,6 +151,7 @@ def test_half_precision_survives(make_config, make_model, assert_close, tmp_path
         assert_close(loaded(IDS).last_hidden_state, model(IDS).last_hidden_state, 0.01)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_checkpoint_opens_without_the_package(make_config, make_model, tmp_path):
     """Also after it was saved again from there, in a second process that knows nothing of the first."""

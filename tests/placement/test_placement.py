@@ -39,6 +39,7 @@ def test_weights_on_the_disk(make_config, make_model, random_rows, assert_close,
 
 
 # Of torch 2.13, by its own import of Inductor
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("head", "name"),

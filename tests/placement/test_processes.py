@@ -27,6 +27,7 @@ def checkpoints_activations(folder):
     return torch.load(folder / "checkpoint-3" / "training_args.bin", weights_only=False).activation_checkpointing
 
 
+@pytest.mark.slow
 def test_accelerate_launch_with_activation_checkpointing(run_python, tmp_path):
     """The losses of one process without checkpointing and with the same examples per step."""
     common = ["--train_file", ROOT / "tests" / "data" / "shakespeare.txt", "--train_tokenizer", 257]
@@ -47,6 +48,7 @@ def test_accelerate_launch_with_activation_checkpointing(run_python, tmp_path):
     assert len(list((together / "checkpoint-3").glob("rng_state_*.pth"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "name"),
     [("CausalLM", "causal_hybrid_additions"), ("MaskedLM", "bidirectional_conv")],

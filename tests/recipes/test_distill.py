@@ -97,6 +97,7 @@ def test_each_stage_brings_the_model_nearer(tmp_path, kind):
     AutoTokenizer.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_stages_resume_and_ended_ones_are_kept(tmp_path):
     source = make_source("causal", tmp_path / "source")
     whole = distill.main(arguments(source, tmp_path / "whole"))
@@ -110,6 +111,7 @@ def test_stages_resume_and_ended_ones_are_kept(tmp_path):
     assert (cut / "stage1" / "model.safetensors").stat().st_mtime_ns == first_stage
 
 
+@pytest.mark.slow
 def test_two_processes_as_one(run_python, tmp_path):
     """The same examples per step, shared by two processes: the same figures, and one set of files."""
     source = make_source("causal", tmp_path / "source")

@@ -25,6 +25,7 @@ def losses_of(folder):
     return [log["loss"] for log in state["log_history"] if "loss" in log]
 
 
+@pytest.mark.slow
 def test_copies_in_two_processes(run_python, tmp_path):
     """DDP, by `train_clm` as its user launches it."""
     common = ["--train_file", TEXT, "--train_tokenizer", 257, "--model_config", json.dumps(MODEL), "--use_cpu", True]
@@ -50,6 +51,7 @@ def test_copies_in_two_processes(run_python, tmp_path):
         assert torch.allclose(weight, weights[1][name], atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_shards_in_two_processes(run_python, tmp_path):
     """FSDP2 by torch: the same losses, and a sharded checkpoint that one process loads."""
     run_python(*LAUNCH, Path(__file__).parent / "sharded_steps.py", tmp_path)
