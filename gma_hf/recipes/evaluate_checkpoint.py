@@ -35,7 +35,7 @@ from ..files import whole_file
 from .arguments import RunArguments, parse
 from .classify import class_names, labelled, tokenize
 from .metrics import ACCURACY, TOKEN_LOSS
-from .models import opened
+from .models import check_vocabulary, opened
 from .running import run, train_extra
 from .texts import blocks_of, load_data_set, load_files
 from .train_mlm import masked_once
@@ -156,6 +156,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     auto_class, task = tasks[0]
     texts, tokenizer = load_texts(args), opened(AutoTokenizer, args.checkpoint, "checkpoint")
     model = opened(auto_class, args.checkpoint, "checkpoint").eval()
+    check_vocabulary(model, len(tokenizer))
     metrics = task(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, args)
     text = json.dumps(metrics, indent=1)
     if args.output_file is not None:

@@ -24,11 +24,12 @@ def load_model(
     Args:
         args: of the recipe.
         auto_class: such as `AutoModelForCausalLM`.
-        from_scratch: fields of the config of a model from scratch.
+        from_scratch: fields of the config of a model from scratch; `vocab_size` is that of the tokenizer.
         always: fields of the config of either.
 
     Raises:
-        ValueError: if the checkpoint cannot be opened, or `model_config` has a name that is no field of the config.
+        ValueError: if the checkpoint cannot be opened, or has fewer entries than the tokenizer, or `model_config` has
+            a name that is no field of the config.
     """
     choices, always = args.choices(), always or {}
     if args.model_name_or_path is not None:
@@ -39,7 +40,9 @@ def load_model(
         if not hasattr(config, name):
             raise ValueError(f"`model_config` must have fields of {type(config).__name__}, but one is {name!r}.")
     if args.model_name_or_path is not None:
-        return opened(auto_class, args.model_name_or_path, "model_name_or_path", **(always | choices))
+        model = opened(auto_class, args.model_name_or_path, "model_name_or_path", **(always | choices))
+        check_vocabulary(model, from_scratch["vocab_size"])
+        return model
     return auto_class.from_config(AutoConfig.for_model(args.model_type, **(from_scratch | always | choices)))
 
 
@@ -67,6 +70,13 @@ def opened(auto_class: type, name: str, argument: str, **choices: Any) -> Any:
         ) from error
 
 
+def check_vocabulary(model: PreTrainedModel, size: int) -> None:
+    """Refuse a model that has an embedding for fewer tokens than its tokenizer makes, which are `size`."""
+    known = model.get_input_embeddings().weight.shape[0]
+    if size > known:
+        raise ValueError(f"The tokenizer must make token ids below {known}, which the model knows, but it has {size}.")
+
+
 def open_causal(checkpoint: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Return a causal language model and its tokenizer, by default those of gma-shakespeare.
@@ -77,7 +87,9 @@ def open_causal(checkpoint: str | None) -> tuple[PreTrainedModel, PreTrainedToke
     if checkpoint is None and not SHIPPED.is_dir():
         raise ValueError("`checkpoint` must be named, since the checkpoints of the repository are not installed.")
     name = str(checkpoint or SHIPPED)
-    return opened(AutoModelForCausalLM, name, "checkpoint"), opened(AutoTokenizer, name, "checkpoint")
+    model, tokenizer = opened(AutoModelForCausalLM, name, "checkpoint"), opened(AutoTokenizer, name, "checkpoint")
+    check_vocabulary(model, len(tokenizer))
+    return model, tokenizer
 
 
 def encoder_fields(model_type: str) -> dict[str, Any]:

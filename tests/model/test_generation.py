@@ -168,6 +168,15 @@ def test_a_static_cache_is_as_a_dynamic_one(assert_close, model, prompt, padding
         assert_rows_are_as_alone(assert_close, model, rows, static)
 
 
+@pytest.mark.parametrize("model", NAMES, indirect=True)
+def test_a_static_cache_reads_a_prompt_in_pieces(assert_close, model, prompt):
+    _, inputs = prompt("none")
+    choices = {**DETAILS, "do_sample": False, "cache_implementation": "static", "disable_compile": True}
+    whole, pieces = (model.generate(**inputs, **choices, prefill_chunk_size=size) for size in (None, 5))
+    assert torch.equal(whole.sequences, pieces.sequences)
+    assert_close(torch.stack(pieces.logits), torch.stack(whole.logits), 1e-4)
+
+
 @pytest.mark.parametrize("model", ["causal", "causal_hybrid_additions"], indirect=True)
 def test_prompts_may_be_embeddings(assert_close, model, prompt):
     rows, inputs = prompt("left")
