@@ -31,6 +31,7 @@ class GMACacheLayer(CacheLayerMixin):
         self.is_compileable = max_cache_len is not None
         self.record_past = False
         self.tensors: dict[str, Tensor] = {}  # by name; empty before the first token
+        self.devices: dict[str, torch.device] = {}  # where they were before they were offloaded
         self.cumulative_length: int | Tensor = torch.zeros((), dtype=torch.long) if self.is_compileable else 0
         # What was read since the last `crop`, call by call: how many tokens, and how to read the first of them again
         self.writes: list[tuple[int, Callable]] = []
@@ -115,7 +116,8 @@ class GMACacheLayer(CacheLayerMixin):
 
     def prefetch(self) -> None:
         """Move what was offloaded back to where it was."""
-        self.tensors = {name: x.to(self.devices[name], non_blocking=True) for name, x in self.tensors.items()}
+        devices = self.devices
+        self.tensors = {name: x.to(devices.get(name, x.device), non_blocking=True) for name, x in self.tensors.items()}
 
     def activate_past_recording(self) -> None:
         """Keep from now on what `crop` needs; without effect on a static cache, which cannot be cropped."""
