@@ -78,6 +78,8 @@ INPUTS = {
         "train_clm --train_file text.txt --output_dir runs --early_stopping_patience 2",
         "train_clm --train_file text.txt --output_dir runs --max_stepz 2",
         "train_clm --train_file text.txt --output_dir runs --model_name_or_path narrow",
+        "stream --checkpoint classifier",
+        "stream --prompt ''",
         "evaluate_checkpoint --checkpoint narrow --test_file text.txt",
         "distill --source gpt2 --train_file text.txt --output_dir runs --layers none --block_size 8",
         "distill --source gpt2 --train_file text.txt --output_dir runs --block_size 64",
@@ -144,7 +146,7 @@ def said(in_folder, make_config, make_model, capsys):
             arguments = shlex.split(text.partition("gma-hf ")[2])
             result = CliRunner().invoke(app, arguments)
             status, program, printed = result.exit_code, "gma-hf", result.stderr
-        elif text.startswith(("train_clm", "distill", "evaluate_checkpoint")):
+        elif text.startswith(("train_clm", "distill", "evaluate_checkpoint", "stream")):
             program, *arguments = shlex.split(text)
             with pytest.raises(SystemExit) as ended, refusals(program):
                 import_module(f"gma_hf.recipes.{program}").main(arguments)

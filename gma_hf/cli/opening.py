@@ -33,7 +33,7 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
     """
     import transformers
 
-    from ..hub.find import check_checkpoint
+    from ..hub.find import check_checkpoint, check_is_causal
 
     place = choose_device(device)
     if dtype not in DTYPES:
@@ -65,20 +65,6 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         raise ValueError(
             f"CHECKPOINT must hold the model's tokenizer too, but {name!r} has none that can be opened."
         ) from error
-
-
-def check_is_causal(name: str) -> None:
-    """Refuse a checkpoint whose class is not a causal language model, though AutoModelForCausalLM might open it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if type(config) in AutoModelForCausalLM._model_mapping:
-        known.add(AutoModelForCausalLM._model_mapping[type(config)].__name__)
-    saved = config.architectures or []
-    if saved and not known.intersection(saved):
-        raise ValueError(f"its class is {saved[0]}")
 
 
 def choose_device(name: str) -> "torch.device":

@@ -51,3 +51,17 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
         return ""
     found = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
     return f" ({str(max(found, key=lambda path: (len(path.name), path.name)))!r} does)" if found else ""
+
+
+def check_is_causal(name: str) -> None:
+    """Refuse a checkpoint whose class is not a causal language model, though AutoModelForCausalLM might open it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        known.add(AutoModelForCausalLM._model_mapping[type(config)].__name__)
+    saved = config.architectures or []
+    if saved and not known.intersection(saved):
+        raise ValueError(f"its class is {saved[0]}")

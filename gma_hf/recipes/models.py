@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import first_sentence
-from ..hub.find import check_checkpoint
+from ..hub.find import check_checkpoint, check_is_causal
 from .arguments import ModelArguments
 
 
@@ -87,6 +87,11 @@ def open_causal(checkpoint: str | None) -> tuple[PreTrainedModel, PreTrainedToke
     if checkpoint is None and not SHIPPED.is_dir():
         raise ValueError("`checkpoint` must be named, since the checkpoints of the repository are not installed.")
     name = str(checkpoint or SHIPPED)
+    opened(AutoConfig, name, "checkpoint")
+    try:
+        check_is_causal(name)
+    except ValueError as error:
+        raise ValueError(f"`checkpoint` must be a causal language model, but of {name!r} {error}.") from error
     model, tokenizer = opened(AutoModelForCausalLM, name, "checkpoint"), opened(AutoTokenizer, name, "checkpoint")
     check_vocabulary(model, len(tokenizer))
     return model, tokenizer

@@ -6,10 +6,19 @@ Take generated text piece by piece, as it comes: the model writes in a thread of
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer, set_seed
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    set_seed,
+)
 
 from .arguments import parse
 from .models import SHIPPED_HELP, open_causal
@@ -27,13 +36,25 @@ class StreamArguments:
 
 
 def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **choices: Any) -> Iterator[str]:
-    """Yield the text that `model.generate` adds to `prompt`, in pieces; `choices` are those of `generate`."""
+    """
+    Yield the text that `model.generate` adds to `prompt`, in pieces; `choices` are those of `generate`. Closing the
+    generator ends the writing after the next token.
+    """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    is_closed = Event()
+
+    def stops(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), is_closed.is_set(), device=input_ids.device)
+
+    choices["stopping_criteria"] = StoppingCriteriaList([*choices.get("stopping_criteria", ()), stops])
     with ThreadPoolExecutor(max_workers=1) as thread:
         inputs = tokenizer(prompt, return_tensors="pt")
         generation = thread.submit(model.generate, **inputs, streamer=streamer, **choices)
         generation.add_done_callback(lambda _: streamer.end())  # or an error there would leave us waiting here
-        yield from streamer
+        try:
+            yield from streamer
+        finally:
+            is_closed.set()
         generation.result()  # raises that error
 
 
@@ -42,8 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse((StreamArguments,), arguments)
     set_seed(args.seed)
     model, tokenizer = open_causal(args.checkpoint)
-    for piece in stream(model, tokenizer, args.prompt, max_new_tokens=args.max_new_tokens, do_sample=True):
-        print(piece, end="", flush=True)
+    if not args.prompt:
+        raise ValueError("`prompt` must hold at least one character, but it is ''.")
+    choices = {"max_new_tokens": args.max_new_tokens, "do_sample": True}
+    with closing(stream(model, tokenizer, args.prompt, **choices)) as pieces:  # Ctrl-C ends the writing too
+        for piece in pieces:
+            print(piece, end="", flush=True)
     print()
 
 

@@ -41,6 +41,17 @@ def test_pieces_come_while_the_model_writes(opened):
     assert "".join(pieces) == expected
 
 
+def test_closing_it_ends_the_writing(opened):
+    """As Ctrl-C does, which would wait for the last token otherwise."""
+    calls = []
+    handle = opened[0].register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    pieces = stream.stream(*opened, "ROMEO:\n", max_new_tokens=2000, do_sample=False)
+    next(pieces)
+    pieces.close()
+    handle.remove()
+    assert len(calls) < 1000
+
+
 def test_an_error_of_the_thread_comes_out(opened):
     with pytest.raises(ValueError, match="`max_new_tokens` must be greater than 0"):
         list(stream.stream(*opened, "ROMEO:\n", max_new_tokens=-1))
