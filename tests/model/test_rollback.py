@@ -165,6 +165,24 @@ def test_assisted_decoding_with_padding(make_config, make_model, random_rows, pa
             assert_greedy(model, ids, settings_, assistance)
 
 
+@pytest.mark.parametrize("assistant", ASSISTANTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_assisted_decoding_with_a_filled_cache(make_config, make_model, random_rows, name, assistant):
+    """The tokens without it, or, in a stack with softmax layers, refused."""
+    model = make_model(GMAForCausalLM, make_config(name))
+    other = make_model(GMAForCausalLM, make_config("causal_additions"), seed=1)
+    prompt = random_rows([9])[0][None]
+    with torch.no_grad():
+        filled = {CACHE_NAME: model(prompt[:, :5], use_cache=True)[CACHE_NAME]}
+    choices = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": 0}
+    greedy, assistance = model.generate(prompt, **choices), ASSISTANTS[assistant](model, other)
+    if set(model.config.layer_types) == {"gma"}:
+        assert torch.equal(model.generate(prompt, **filled, **choices, **assistance)[:, : greedy.shape[1]], greedy)
+    else:
+        with pytest.raises(ValueError, match=f"`{CACHE_NAME}` must be empty in assisted .* it has read 5 tokens"):
+            model.generate(prompt, **filled, **choices, **assistance)
+
+
 def test_assisted_decoding_of_the_shipped_checkpoint():
     folder = ROOT / "model_cards" / "gma-shakespeare"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
