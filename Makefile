@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-# Programs in processes of their own, a training in several of them, and compilers: half as long again.
+# Programs in processes of their own, trainings in several of them, and compilers.
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m slow
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ import torch
 import transformers
 
 from gma_hf import GMAConfig
+
+
+# A suite that a shell runs in its background ignores Ctrl-C, and so would the programs that tests interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True, "normalize_routing": True, "output_gate": True}

@@ -42,7 +42,7 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
     transformers.utils.logging.disable_progress_bar()
     try:
         if auto_class == "AutoModelForCausalLM":
-            check_is_causal(name)
+            check_is_causal(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
         model, report = getattr(transformers, auto_class).from_pretrained(
             name, trust_remote_code=False, dtype=dtype, output_loading_info=True
         )

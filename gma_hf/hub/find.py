@@ -1,10 +1,11 @@
-"""Whether there is a checkpoint of a name: a folder, or a repository in the cache or on the Hub."""
+"""Whether there is a checkpoint of a name, as a folder, in the cache or on the Hub, and whether its class will do."""
 
 import os
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..errors import first_sentence
@@ -53,12 +54,11 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
     return f" ({str(max(found, key=lambda path: (len(path.name), path.name)))!r} does)" if found else ""
 
 
-def check_is_causal(name: str) -> None:
+def check_is_causal(config: PreTrainedConfig) -> None:
     """Refuse a checkpoint whose class is not a causal language model, though AutoModelForCausalLM might open it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if type(config) in AutoModelForCausalLM._model_mapping:
         known.add(AutoModelForCausalLM._model_mapping[type(config)].__name__)

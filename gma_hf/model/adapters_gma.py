@@ -1,7 +1,6 @@
 """What PEFT adapts in a GMA model when its user names no modules."""
 
 import sys
-from collections.abc import Iterator
 
 
 # The projections of GMA layers and of softmax layers; a stack without softmax layers has the first and the last alone
@@ -19,11 +18,6 @@ def tell_peft(model_type: str) -> None:
     method, to which a new architecture adds its own row.
     """
     constants = sys.modules.get("peft.utils.constants")
-    for name, table in _tables(constants):
-        table.setdefault(model_type, list(_TARGETS.get(name, _PROJECTIONS)))
-
-
-def _tables(constants: object) -> Iterator[tuple[str, dict]]:
     for name, table in vars(constants).items() if constants else ():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
-            yield name, table
+            table.setdefault(model_type, list(_TARGETS.get(name, _PROJECTIONS)))

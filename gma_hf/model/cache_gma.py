@@ -116,8 +116,9 @@ class GMACacheLayer(CacheLayerMixin):
 
     def prefetch(self) -> None:
         """Move what was offloaded back to where it was."""
-        devices = self.devices
-        self.tensors = {name: x.to(devices.get(name, x.device), non_blocking=True) for name, x in self.tensors.items()}
+        self.tensors = {
+            name: x.to(self.devices.get(name, x.device), non_blocking=True) for name, x in self.tensors.items()
+        }
 
     def activate_past_recording(self) -> None:
         """Keep from now on what `crop` needs; without effect on a static cache, which cannot be cropped."""
@@ -217,7 +218,7 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
         if layer_type == "gma" and getattr(layer, "keys", None) is not None:
             raise ValueError(
                 f"`{CACHE_NAME}` must hold a state for layer {index}, a GMA layer, but it holds keys and values, as "
-                f"PEFT's prefix tuning gives: take prompt tuning, p-tuning or LoRA."
+                "PEFT's prefix tuning gives: take prompt tuning, p-tuning or LoRA."
             )
     if (
         layers is None

@@ -74,7 +74,9 @@ def check_vocabulary(model: PreTrainedModel, size: int) -> None:
     """Refuse a model that has an embedding for fewer tokens than its tokenizer makes, which are `size`."""
     known = model.get_input_embeddings().weight.shape[0]
     if size > known:
-        raise ValueError(f"The tokenizer must make token ids below {known}, which the model knows, but it has {size}.")
+        raise ValueError(
+            f"The tokenizer must make token ids below {known}, which the model knows, but it has {size} entries."
+        )
 
 
 def open_causal(checkpoint: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -82,14 +84,15 @@ def open_causal(checkpoint: str | None) -> tuple[PreTrainedModel, PreTrainedToke
     Return a causal language model and its tokenizer, by default those of gma-shakespeare.
 
     Raises:
-        ValueError: if the checkpoint cannot be opened, or none is named and this package was installed without it.
+        ValueError: if the checkpoint cannot be opened, is no causal language model, or has fewer entries than its
+            tokenizer, and if none is named and this package was installed without it.
     """
     if checkpoint is None and not SHIPPED.is_dir():
         raise ValueError("`checkpoint` must be named, since the checkpoints of the repository are not installed.")
     name = str(checkpoint or SHIPPED)
-    opened(AutoConfig, name, "checkpoint")
+    config = opened(AutoConfig, name, "checkpoint")
     try:
-        check_is_causal(name)
+        check_is_causal(config)
     except ValueError as error:
         raise ValueError(f"`checkpoint` must be a causal language model, but of {name!r} {error}.") from error
     model, tokenizer = opened(AutoModelForCausalLM, name, "checkpoint"), opened(AutoTokenizer, name, "checkpoint")

@@ -212,9 +212,9 @@ SPOILT = {
         weights(lambda values: values["model.embeddings.word_embeddings.weight"].fill_(torch.nan)),
         "what the model computes is not finite",
     ),
-    "no tokenizer": (
+    "a tokenizer that is not whole": (
         lambda folder: (folder / "tokenizer.json").write_text("{"),
-        "",
+        "Expecting property name enclosed in double quotes",
     ),
 }
 
