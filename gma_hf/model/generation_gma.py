@@ -83,11 +83,10 @@ class GMAGenerationMixin(GenerationMixin):
                 "row ends with padding."
             )
         if isinstance(cache := kwargs.get(CACHE_NAME), Cache):
-            seen = int(cache.get_seq_length())
-            if seen and set(self.config.layer_types) != {"gma"}:
+            if seen := int(cache.get_seq_length()):  # Transformers gives it the whole prompt again
                 raise ValueError(
-                    f"`{CACHE_NAME}` must be empty in assisted and prompt-lookup decoding where `layer_types` holds "
-                    f"softmax layers, but it has read {seen} tokens: leave it out."
+                    f"`{CACHE_NAME}` must be empty in assisted and prompt-lookup decoding, which read all of the prompt, "
+                    f"but it has read {seen} tokens: leave it out."
                 )
             record_past(cache, self.config)
         return super()._assisted_decoding(input_ids, *args, **kwargs)

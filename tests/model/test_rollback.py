@@ -167,20 +167,14 @@ def test_assisted_decoding_with_padding(make_config, make_model, random_rows, pa
 
 @pytest.mark.parametrize("assistant", ASSISTANTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_assisted_decoding_with_a_filled_cache(make_config, make_model, random_rows, name, assistant):
-    """The tokens without it, or, in a stack with softmax layers, refused."""
+def test_assisted_decoding_with_a_filled_cache_is_refused(make_config, make_model, random_rows, name, assistant):
+    """Transformers reads the whole prompt again after it, from which GPT-2 gets wrong tokens in some releases."""
     model = make_model(GMAForCausalLM, make_config(name))
     other = make_model(GMAForCausalLM, make_config("causal_additions"), seed=1)
     prompt = random_rows([9])[0][None]
-    with torch.no_grad():
-        filled = {CACHE_NAME: model(prompt[:, :5], use_cache=True)[CACHE_NAME]}
-    choices = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": 0}
-    greedy, assistance = model.generate(prompt, **choices), ASSISTANTS[assistant](model, other)
-    if set(model.config.layer_types) == {"gma"}:
-        assert torch.equal(model.generate(prompt, **filled, **choices, **assistance)[:, : greedy.shape[1]], greedy)
-    else:
-        with pytest.raises(ValueError, match=f"`{CACHE_NAME}` must be empty in assisted .* it has read 5 tokens"):
-            model.generate(prompt, **filled, **choices, **assistance)
+    filled = {CACHE_NAME: model(prompt[:, :5], use_cache=True)[CACHE_NAME]}
+    with pytest.raises(ValueError, match=f"`{CACHE_NAME}` must be empty in assisted .* it has read 5 tokens"):
+        model.generate(prompt, **filled, max_new_tokens=4, do_sample=False, **ASSISTANTS[assistant](model, other))
 
 
 def test_assisted_decoding_of_the_shipped_checkpoint():
