@@ -85,7 +85,7 @@ class GMAGenerationMixin(GenerationMixin):
         if isinstance(cache := kwargs.get(CACHE_NAME), Cache):
             if seen := int(cache.get_seq_length()):  # Transformers gives it the whole prompt again
                 raise ValueError(
-                    f"`{CACHE_NAME}` must be empty in assisted and prompt-lookup decoding, which read all of the prompt, "
+                    f"`{CACHE_NAME}` must be empty in assisted and prompt-lookup decoding, which reads the prompt, "
                     f"but it has read {seen} tokens: leave it out."
                 )
             record_past(cache, self.config)
