@@ -47,10 +47,11 @@ def reference_mix(
     causal: bool,
     state: torch.Tensor | None = None,
     log_decay: torch.Tensor | None = None,
+    read_exponent: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     `M = GammaK^T V`, `z = GammaK^T 1`, `O = GammaQ M / (GammaQ z + eps)`, over all tokens (bidirectional) or over
-    j <= i (causal, paper 3.6), one token at a time.
+    j <= i (causal, paper 3.6), one token at a time. Or, with a read exponent, what `reference_read` says.
 
     Args:
         query_gamma, key_gamma: `[B, H, N, K]`.
@@ -59,6 +60,7 @@ def reference_mix(
         causal: whether a token reads only what is not after it.
         state: memory and mass before the first token, `[B, H, K, d_v + 1]`, or None for zeros.
         log_decay: causal only: log of the forget gate, `[B, H, N]`, or None for no forgetting.
+        read_exponent: p of each head, `[H]`, or None for the paper's read.
 
     Returns:
         The output `[B, H, N, d_v]` and the state after the last token.
@@ -71,6 +73,7 @@ def reference_mix(
             mass = values.new_zeros(components)
             if state is not None:
                 memory, mass = state[b, h, :, :-1], state[b, h, :, -1]
+            exponent = None if read_exponent is None else read_exponent[h]
             rows = []
             for i in range(length):
                 if log_decay is not None:
@@ -78,12 +81,41 @@ def reference_mix(
                 memory = memory + torch.outer(key_gamma[b, h, i], values[b, h, i])
                 mass = mass + key_gamma[b, h, i]
                 if causal:
-                    rows.append(query_gamma[b, h, i] @ memory / (query_gamma[b, h, i] @ mass + epsilon))
+                    rows.append(reference_read(query_gamma[b, h, i], memory, mass, epsilon, exponent))
             if not causal:
-                rows = [g @ memory / (g @ mass + epsilon) for g in query_gamma[b, h]]
+                rows = [reference_read(gamma, memory, mass, epsilon, exponent) for gamma in query_gamma[b, h]]
             outputs[b, h] = torch.stack(rows)
             states.append(torch.cat([memory, mass[:, None]], dim=-1))
     return outputs, torch.stack(states).unflatten(0, (batch, heads))
+
+
+def reference_read(
+    query_gamma: torch.Tensor,
+    memory: torch.Tensor,
+    mass: torch.Tensor,
+    epsilon: float,
+    exponent: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    What one query reads: `O = r M / (r z + eps)`, where r is gamma in the paper and, with a read exponent p, `r_k =
+    gamma_k (z_k + eps)^(-p)`, divided by its sum over k (so that `r z + eps = r (z + eps)`). With p = 0 that is the
+    paper's again; with p = 1 each component answers with the mean of what it holds, `sum_k gamma_k M_k / (z_k + eps)`.
+
+    Args:
+        query_gamma: `[K]`.
+        memory: `[K, d_v]`.
+        mass: `[K]`.
+        epsilon: eps of the read.
+        exponent: p, or None for the paper's read.
+
+    Returns:
+        `[d_v]`.
+    """
+    weights = query_gamma
+    if exponent is not None:
+        weights = query_gamma * (mass + epsilon) ** -exponent
+        weights = weights / weights.sum()
+    return weights @ memory / (weights @ mass + epsilon)
 
 
 def reference_convolution(

@@ -24,6 +24,8 @@ from .equations_gma import routing_dtype
 MIN_LOG_DECAY = -20.0
 # Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
 FORGET_TIME_SCALES = (8.0, 400.0)
+# Learned read exponents of the heads of a layer at the start of training, of the first head and of the last.
+READ_EXPONENTS = (0.98, 0.02)
 
 
 class Addition:
@@ -65,6 +67,10 @@ class Addition:
 
     def log_decay(self, module: nn.Module, hidden_states: Tensor, documents: Documents) -> Tensor | None:
         """Return the log of the decay of the state at each token, `[B, H, N]`, or None for none."""
+        return None
+
+    def read_exponent(self, module: nn.Module, like: Tensor) -> Tensor | None:
+        """Return the read exponent of each head, `[H]`, on the device of `like`; None for the paper's read."""
         return None
 
     def gate(self, module: nn.Module, output: Tensor, hidden_states: Tensor) -> Tensor:
@@ -162,7 +168,40 @@ class OutputGate(Addition):
         return output * F.silu(module(hidden_states))
 
 
-ADDITIONS = (NormalizedRouting, ShortConvolution, ForgetGate, OutputGate)
+class ExponentWeights(nn.Module):
+    """The logit of the read exponent of each head, `[H]`: a bias, which trainers do not let decay."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(heads))
+
+    def start(self) -> None:
+        """Start with the heads spread, since heads that all start low never find recall."""
+        init.copy_(self.bias, torch.linspace(*READ_EXPONENTS, len(self.bias)).logit())
+
+    def forward(self) -> Tensor:
+        """Return the exponents, `[H]`."""
+        return self.bias.to(routing_dtype(self.bias)).sigmoid()
+
+
+class ReadExponent(Addition):
+    """A component is weighed by its posterior times a power of its mass, `gamma_k z_k^(1 - p)`."""
+
+    field = "read_exponent"
+    name = "read_exponent"
+    words = "a read exponent"
+
+    def module(self):
+        return ExponentWeights(self.config.num_attention_heads) if self.config.read_exponent == "learned" else None
+
+    def read_exponent(self, module, like):
+        if module is not None:
+            return module()
+        shape, dtype = (self.config.num_attention_heads,), routing_dtype(like)
+        return torch.full(shape, float(self.config.read_exponent), dtype=dtype, device=like.device)
+
+
+ADDITIONS = (NormalizedRouting, ShortConvolution, ForgetGate, OutputGate, ReadExponent)
 
 
 def additions_of(config: Any) -> list[Addition]:

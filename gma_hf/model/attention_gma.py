@@ -100,12 +100,16 @@ class QKVProjection(nn.Linear):
 
 
 class Heads(NamedTuple):
-    """What the heads mix: queries and keys `[B, H, N, d_r]`, values `[B, H, N, d_v]`, log decays `[B, H, N]`."""
+    """
+    What the heads mix: queries and keys `[B, H, N, d_r]`, values `[B, H, N, d_v]`, log decays `[B, H, N]`, read
+    exponents `[H]`.
+    """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
     log_decay: Tensor | None
+    read_exponent: Tensor | None
 
 
 class MixerOutput(NamedTuple):
@@ -169,7 +173,7 @@ class GaussianMixtureAttention(nn.Module):
             gammas = responsibilities(heads.queries, heads.keys, scores, documents.mask)
         if output_attentions:
             settings = (self.config.read_epsilon, self.is_causal, past.get("state"), heads.log_decay, documents.ids)
-            weights = affinity(*gammas, *settings)
+            weights = affinity(*gammas, *settings, heads.read_exponent)
         if layer is not None:
             replay = partial(self._replay, hidden_states.detach(), documents, past) if layer.record_past else None
             layer.update({"state": state, **now}, hidden_states.shape[1], replay)
@@ -186,7 +190,7 @@ class GaussianMixtureAttention(nn.Module):
             documents: padding and packing.
             past: what the additions kept of the last call, by name.
         """
-        projected, log_decay, now = self.qkv_proj(hidden_states), None, {}
+        projected, log_decay, exponent, now = self.qkv_proj(hidden_states), None, None, {}
         for addition in self.additions:
             module = getattr(self, addition.name)
             projected, kept = addition.project(module, projected, documents, past.get(addition.keeps))
@@ -195,13 +199,15 @@ class GaussianMixtureAttention(nn.Module):
             decay = addition.log_decay(module, hidden_states, documents)
             if decay is not None:
                 log_decay = decay if log_decay is None else log_decay + decay
+            own = addition.read_exponent(module, hidden_states)
+            exponent = exponent if own is None else own
         queries, keys, values = (
             x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
             for x in projected.split(self.qkv_widths, dim=-1)
         )
         if self.config.normalize_routing:
             queries, keys = normalize(queries), normalize(keys)
-        return Heads(queries, keys, values, log_decay), now
+        return Heads(queries, keys, values, log_decay, exponent), now
 
     def mix(
         self, heads: Heads, scores: ScoreWeights, documents: Documents, state: Tensor | None
@@ -210,8 +216,8 @@ class GaussianMixtureAttention(nn.Module):
         inputs = (heads.queries, heads.keys, heads.values, scores, self.config.read_epsilon)
         if self.is_causal:
             settings = (self.config.chunk_size, documents, heads.log_decay, state, self.config.mixer_backend)
-            return mix_causal(*inputs, *settings)
-        return mix_bidirectional(*inputs, documents, state)
+            return mix_causal(*inputs, *settings, heads.read_exponent)
+        return mix_bidirectional(*inputs, documents, state, heads.read_exponent)
 
     def join(self, output: Tensor, hidden_states: Tensor) -> Tensor:
         """Return what the heads read, `[batch, heads, N, head width]`, as `[batch, N, hidden]`."""

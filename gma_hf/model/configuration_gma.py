@@ -86,6 +86,10 @@ class GMAConfig(PreTrainedConfig):
             mass alike. Causal only. Not in the paper; off by default.
         output_gate (`bool`): what a token reads is multiplied by `silu` of a linear map of the layer's input, before
             the output projection. Not in the paper; off by default.
+        read_exponent (`float` or `"learned"`): p, by which a query weighs a component with `gamma_k z_k^(1 - p)`. 0 is
+            the paper's read; with 1 each component answers with the mean of what was written into it, so that what is
+            rare is not drowned by what is common. `"learned"` is one exponent per head and layer, spread over the
+            heads at the start. Not in the paper, but for 0.
         mixer_backend (`"auto"`, `"torch"` or `"triton"`): what computes the causal mixer: PyTorch alone, or our
             Triton kernels (an NVIDIA GPU of compute capability 8.0 or more, up to 256 components, not float64). For
             half-precision inputs the kernels round some factors of their matrix products to 10 bits or more; for
@@ -148,6 +152,7 @@ class GMAConfig(PreTrainedConfig):
     conv_kernel_size: int = 0
     forget_gate: bool = False
     output_gate: bool = False
+    read_exponent: float | int | str = 0.0
     mixer_backend: str = "auto"
 
     def __post_init__(self, **kwargs):
@@ -235,6 +240,12 @@ class GMAConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be greater than 0 and finite, but it is {value}.")
         if self.chunk_size > 256:
             raise ValueError(f"`chunk_size` must be at most 256, but it is {self.chunk_size}.")
+        if self.read_exponent != "learned" and not (
+            isinstance(self.read_exponent, (int, float)) and 0 <= self.read_exponent <= 1
+        ):
+            raise ValueError(
+                f"`read_exponent` must be a number from 0 to 1, or 'learned', but it is {self.read_exponent!r}."
+            )
         for name in ("type_vocab_size", "conv_kernel_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 (none) or more, but it is {getattr(self, name)}.")

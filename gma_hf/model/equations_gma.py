@@ -115,6 +115,26 @@ def read(weighted: torch.Tensor, epsilon: float) -> torch.Tensor:
     return weighted[..., :-1] / (weighted[..., -1:] + epsilon)
 
 
+def reading_weights(query_gamma: torch.Tensor, mass: torch.Tensor, exponent: torch.Tensor | None, epsilon: float):
+    """
+    Return what a query weighs the slots with: `gamma_k (z_k + eps)^(-p)` (ours; the paper has p = 0), divided by the
+    sum over k, which drops out of what is read.
+
+    Args:
+        query_gamma: responsibilities `[B, H, N, K]`.
+        mass: z, what each slot holds, `[B, H, N or 1, K]`.
+        exponent: p of each head, `[H]`, or None for 0.
+        epsilon: eps of the read.
+
+    Returns:
+        `[B, H, N, K]`, each row summing to one.
+    """
+    if exponent is None:
+        return query_gamma
+    weights = query_gamma * (mass + epsilon) ** -exponent[:, None, None]
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
 def decay_between(elapsed: torch.Tensor) -> torch.Tensor:
     """Return `exp(sum of log decays in (j, i])` for j <= i and 0 above the diagonal: `[..., C]` to `[..., C, C]`."""
     size = elapsed.shape[-1]
@@ -130,10 +150,11 @@ def affinity(
     state: torch.Tensor | None = None,
     log_decay: torch.Tensor | None = None,
     document_ids: torch.Tensor | None = None,
+    read_exponent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Return the affinity `A = diag(GammaQ z + eps)^-1 GammaQ GammaK^T` (paper 3.3), with decays and the causal mask, if
-    any. The mixer never forms it; it is for somebody who asks to look at it.
+    Return the affinity `A = diag(R z + eps)^-1 R GammaK^T` with `R = reading_weights(GammaQ, z)`, in the paper
+    `GammaQ` (3.3), with decays and the causal mask, if any. The mixer never forms it; it is for somebody who asks to look at it.
 
     Args:
         query_gamma, key_gamma: responsibilities `[B, H, N, K]`.
@@ -142,23 +163,27 @@ def affinity(
         state: what was read before, `[B, H, K, d_v + 1]`; rows then fall short of one by what is read from it.
         log_decay: log of the forget gate, `[B, H, N]`, or None.
         document_ids: `[B, N]`; a token reads its own document only, and the state belongs to document 0.
+        read_exponent: the read exponent of each head, `[H]`, or None.
 
     Returns:
         `[B, H, N, N]`.
     """
     with torch.autocast(device_type=query_gamma.device.type, enabled=False):
-        weights = query_gamma @ key_gamma.transpose(-1, -2)
+        kept = torch.ones(query_gamma.shape[2], key_gamma.shape[2], device=key_gamma.device, dtype=key_gamma.dtype)
+        kept = kept.tril() if causal else kept
         elapsed = None if log_decay is None else log_decay.cumsum(dim=-1)
         if elapsed is not None:
-            weights = weights * decay_between(elapsed)
-        elif causal:
-            weights = weights.tril()
+            kept = decay_between(elapsed)
         if document_ids is not None:
-            weights = weights * (document_ids[:, None, :, None] == document_ids[:, None, None, :])
-        mass = weights.sum(dim=-1, keepdim=True)
+            kept = kept * (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        mass = kept @ key_gamma
         if state is not None:
-            old_mass = query_gamma @ state[..., -1:]
+            old_mass = state[..., -1][:, :, None]
+            if elapsed is not None:
+                old_mass = old_mass * elapsed.exp()[..., None]
             if document_ids is not None:
                 old_mass = old_mass * (document_ids == 0)[:, None, :, None]
-            mass = mass + (old_mass if elapsed is None else old_mass * elapsed.exp()[..., None])
-        return weights / (mass + epsilon)
+            mass = mass + old_mass
+        weights = reading_weights(query_gamma, mass, read_exponent, epsilon)
+        normaliser = (weights * mass).sum(dim=-1, keepdim=True) + epsilon
+        return weights @ key_gamma.transpose(-1, -2) * kept / normaliser

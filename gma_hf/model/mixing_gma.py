@@ -12,7 +12,7 @@ from .backend_torch_gma import torch_mix_bidirectional, torch_mix_causal, torch_
 from .backend_triton_gma import triton_mix_causal, triton_problem
 from .compat_gma import is_exporting
 from .documents_gma import ONE_EACH, Documents
-from .equations_gma import ScoreWeights, append_ones, read, responsibilities, routing_dtype
+from .equations_gma import ScoreWeights, append_ones, read, reading_weights, responsibilities, routing_dtype
 from .operators_gma import BidirectionalInputs, CausalInputs
 
 
@@ -31,6 +31,7 @@ def mix_causal(
     log_decay: Tensor | None = None,
     state: Tensor | None = None,
     backend: str = "auto",
+    read_exponent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
     Return what token i reads of what tokens j <= i wrote (paper 3.6): `state_i = exp(log_decay_i) state_{i-1} +
@@ -46,6 +47,7 @@ def mix_causal(
         log_decay: log of the forget gate, `[B, H, N]`, at most 0 (0 at masked tokens), or None for no forgetting.
         state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
         backend: a name in `BACKENDS`, or `"auto"`. One token is mixed in plain torch in any case.
+        read_exponent: p of each head, `[H]`, see `reading_weights`; None for the paper's read.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros for a token that has nothing to read), and the
@@ -55,7 +57,9 @@ def mix_causal(
         ValueError: for a backend that is unknown, or that cannot be had here.
     """
     state = _zero_state(values, scores) if state is None else state
-    inputs = CausalInputs(queries, keys, values, *scores, documents.mask, log_decay, documents.ids, state)
+    inputs = CausalInputs(
+        queries, keys, values, *scores, documents.mask, log_decay, documents.ids, read_exponent, state
+    )
     mix = _choose(backend, inputs)
     if values.shape[2] == 1:
         return _one_token(inputs, scores, epsilon)
@@ -70,6 +74,7 @@ def mix_bidirectional(
     epsilon: float,
     documents: Documents = ONE_EACH,
     state: Tensor | None = None,
+    read_exponent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
     Return what every token reads of what all tokens wrote (paper 3.3): `M = GammaK^T V`, `z = GammaK^T 1`, `O = GammaQ
@@ -83,6 +88,7 @@ def mix_bidirectional(
         documents: padding and packing. With packing each document becomes a row of its own, and so do the states, in
             their order, S in all.
         state: what else has been written, `[B, H, K, d_v + 1]` (`[S, H, K, d_v + 1]`), or None for nothing.
+        read_exponent: p of each head, `[H]`, see `reading_weights`; None for the paper's read.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros where there is nothing to read), and the state
@@ -91,10 +97,10 @@ def mix_bidirectional(
     if documents.ids is not None:
         rows = _Rows.of(documents)
         inputs = (rows.split(x) for x in (queries, keys, values))
-        output, state = mix_bidirectional(*inputs, scores, epsilon, Documents(rows.mask), state)
+        output, state = mix_bidirectional(*inputs, scores, epsilon, Documents(rows.mask), state, read_exponent)
         return rows.join(output), state
     state = _zero_state(values, scores) if state is None else state
-    inputs = BidirectionalInputs(queries, keys, values, *scores, documents.mask, state)
+    inputs = BidirectionalInputs(queries, keys, values, *scores, documents.mask, read_exponent, state)
     if is_exporting():  # what is exported runs elsewhere, where nobody knows our operator
         return _all_at_once(inputs, scores, epsilon)
     return torch_mix_bidirectional(inputs, epsilon)
@@ -152,7 +158,8 @@ def _one_token(inputs: CausalInputs, scores: ScoreWeights, epsilon: float) -> tu
         if inputs.document_ids is not None:
             state = state * (inputs.document_ids == 0)[:, None, :, None]
         state = state + key_gamma.transpose(-1, -2) * append_ones(values)
-        return read(query_gamma @ state, epsilon).to(values.dtype), state
+        weights = reading_weights(query_gamma, state[..., -1][:, :, None], inputs.read_exponent, epsilon)
+        return read(weights @ state, epsilon).to(values.dtype), state
 
 
 def _all_at_once(inputs: BidirectionalInputs, scores: ScoreWeights, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -160,4 +167,5 @@ def _all_at_once(inputs: BidirectionalInputs, scores: ScoreWeights, epsilon: flo
     with torch.autocast(device_type=values.device.type, enabled=False):
         query_gamma, key_gamma = responsibilities(inputs.queries, inputs.keys, scores, inputs.mask)
         state = inputs.state + key_gamma.transpose(-1, -2) @ append_ones(values)
-        return read(query_gamma @ state, epsilon).to(values.dtype), state
+        weights = reading_weights(query_gamma, state[..., -1][:, :, None], inputs.read_exponent, epsilon)
+        return read(weights @ state, epsilon).to(values.dtype), state

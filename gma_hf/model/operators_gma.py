@@ -27,11 +27,12 @@ class CausalInputs(NamedTuple):
     mask: Tensor | None  # [B, N], False where a token must not write
     log_decay: Tensor | None  # [B, H, N], at most 0
     document_ids: Tensor | None  # [B, N]
+    read_exponent: Tensor | None  # [H]
     state: Tensor  # [B, H, K, d_v + 1]
 
 
 class CausalGradients(NamedTuple):
-    """The gradients of the inputs of the same names; `log_decay` is empty without a gate."""
+    """The gradients of the inputs of the same names; what is not given has an empty one."""
 
     queries: Tensor
     keys: Tensor
@@ -39,6 +40,7 @@ class CausalGradients(NamedTuple):
     weights: Tensor
     constant: Tensor
     log_decay: Tensor
+    read_exponent: Tensor
     state: Tensor
 
 
@@ -52,17 +54,19 @@ class BidirectionalInputs(NamedTuple):
     constant: Tensor
     centre: Tensor
     mask: Tensor | None
+    read_exponent: Tensor | None
     state: Tensor
 
 
 class BidirectionalGradients(NamedTuple):
-    """The gradients of the inputs of the same names."""
+    """The gradients of the inputs of the same names; without a read exponent, its gradient is empty."""
 
     queries: Tensor
     keys: Tensor
     values: Tensor
     weights: Tensor
     constant: Tensor
+    read_exponent: Tensor
     state: Tensor
 
 

@@ -18,16 +18,18 @@ from torch import Tensor
 from .operators_gma import BidirectionalGradients, BidirectionalInputs, Form, Operator
 from .torch_routing_gma import (
     Layout,
+    Lifted,
     RoutingGradients,
     Workspace,
     batch_first,
     block_tokens,
     extend_values,
     features,
+    grad_scores,
     grad_weighted,
     read_weighted,
-    route,
     rows_first,
+    score,
 )
 
 
@@ -48,16 +50,26 @@ def _blocks(*tensors: Tensor | None) -> Iterable[tuple[Tensor | None, ...]]:
     return zip(*(repeat(None) if x is None else layout.cut(x.transpose(0, 1)) for x in tensors))
 
 
-def _route(work: Workspace, inputs: BidirectionalInputs, side: int, x, mask=None) -> tuple[Tensor, Tensor]:
+def _route(
+    work: Workspace, inputs: BidirectionalInputs, side: int, x, mask=None, lifted: Lifted | None = None
+) -> tuple[Tensor, Tensor]:
     """Return features `[H, B * L, 2 d_r]` and responsibilities `[H * B, L, K]` of a block of one side."""
     heads, batch, length, _ = x.shape
-    weights = inputs.weights[side]
     made = features(work, [x], inputs.centre)
-    gamma = work("gamma", *made.shape[:2], weights.shape[-1])
-    gamma = route(work, made, weights, inputs.constant[side], out=gamma)
+    scores = score(work, made, inputs.weights[side], inputs.constant[side]).view(heads * batch, length, -1)
+    if lifted is not None:
+        lifted.lift(scores)
+    gamma = torch.softmax(scores, dim=-1, out=work("gamma", *scores.shape))
     if mask is not None:
         gamma.view(heads, batch, length, -1).mul_(mask)
-    return made, gamma.view(heads * batch, length, -1)
+    return made, gamma
+
+
+def _lifted(work: Workspace, inputs: BidirectionalInputs, memory: Tensor, epsilon: float) -> Lifted | None:
+    """Return what a read exponent makes of the queries' scores, from the state; None without one."""
+    if inputs.read_exponent is None:
+        return None
+    return Lifted.of(work, memory[:, None, :, -1] + epsilon, inputs.read_exponent)
 
 
 def _by_token(mask: Tensor | None) -> Tensor | None:
@@ -80,8 +92,9 @@ def _forward(inputs: BidirectionalInputs, epsilon: float) -> BidirectionalResult
     for x, value, seen in _blocks(inputs.keys, inputs.values, _by_token(inputs.mask)):
         _, gamma = _route(work, inputs, KEY, x, seen)
         memory.baddbmm_(gamma.mT, extend_values(work, value).flatten(0, 1))
+    lifted = _lifted(work, inputs, memory, epsilon)
     for x, output, normaliser in _blocks(inputs.queries, results.output, results.normaliser):
-        _, gamma = _route(work, inputs, QUERY, x)
+        _, gamma = _route(work, inputs, QUERY, x, lifted=lifted)
         weighted = torch.bmm(gamma, memory, out=work("weighted", *gamma.shape[:2], memory.shape[-1]))
         read_weighted(weighted, epsilon, output, normaliser)
     results.state.copy_(batch_first(memory, inputs.values))
@@ -93,6 +106,7 @@ def _new_gradients(inputs: BidirectionalInputs) -> BidirectionalGradients:
         *(torch.empty_like(x) for x in (inputs.queries, inputs.keys, inputs.values)),
         weights=inputs.weights.new_empty(inputs.weights.shape),  # not in the layout of the weights, which may expand
         constant=inputs.constant.new_empty(inputs.constant.shape),
+        read_exponent=inputs.state.new_zeros(0 if inputs.read_exponent is None else len(inputs.read_exponent)),
         state=inputs.state.new_empty(inputs.state.shape),
     )
 
@@ -108,18 +122,23 @@ def _backward(
     work, memory, grad_memory = Workspace(inputs.centre), rows_first(results.state), rows_first(grad_state)
     query_side, key_side = RoutingGradients(inputs.weights[QUERY]), RoutingGradients(inputs.weights[KEY])
     of_output = (grad_output, results.output, results.normaliser)
+    lifted = _lifted(work, inputs, memory, epsilon)
     for x, target, *incoming in _blocks(inputs.queries, grads.queries, *of_output):
-        x, gamma = _route(work, inputs, QUERY, x)
+        x, gamma = _route(work, inputs, QUERY, x, lifted=lifted)
         grad = grad_weighted(work, *incoming).flatten(0, 1)
         grad_memory.baddbmm_(gamma.mT, grad)
         grad = torch.bmm(grad, memory.mT, out=work("grad_gamma", *gamma.shape))
-        query_side.add(work, [target], x, gamma, grad)
+        grad = grad_scores(gamma, grad, out=work("scores", *gamma.shape))
+        query_side.add(work, [target], x, grad)
+        if lifted is not None:
+            grad_memory[..., -1].add_(lifted.grad_held(work, grad).sum(1))
+            grads.read_exponent.add_(lifted.grad_exponent(work, grad, len(grads.read_exponent)))
     of_keys = (inputs.keys, grads.keys, inputs.values, grads.values, _by_token(inputs.mask))
     for x, target, value, value_target, seen in _blocks(*of_keys):
         x, gamma = _route(work, inputs, KEY, x, seen)
         extended = extend_values(work, value).flatten(0, 1)
         grad = torch.bmm(extended, grad_memory.mT, out=work("grad_gamma", *gamma.shape))
-        key_side.add(work, [target], x, gamma, grad)
+        key_side.add(work, [target], x, grad_scores(gamma, grad, out=work("scores", *gamma.shape)))
         value_target.copy_(torch.bmm(gamma, grad_memory[..., :-1]).view(value.shape))
     return grads._replace(
         weights=torch.stack([query_side.weights, key_side.weights]),

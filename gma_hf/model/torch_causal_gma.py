@@ -23,16 +23,18 @@ from .operators_gma import CausalGradients, CausalInputs, Form, Operator
 from .torch_routing_gma import (
     Block,
     Layout,
+    Lifted,
     RoutingGradients,
     Workspace,
     batch_first,
     block_tokens,
     extend_values,
     features,
+    grad_scores,
     grad_weighted,
     read_weighted,
-    route,
     rows_first,
+    score,
 )
 
 
@@ -101,24 +103,27 @@ class _Chunks(NamedTuple):
     """What forward and backward of a block of chunks share; `[chunks, ...]` where not said otherwise."""
 
     features: Tensor  # [2 H, B L, 2 d_r]
-    gamma: Tensor  # of queries and of keys, [2, chunks, C, K]
+    gamma: Tensor  # reading weights of queries, responsibilities of keys, [2, chunks, C, K]
     values: Tensor  # [chunks, C, d_v + 1]
     affinity: Tensor  # [chunks, C, C], with the causal mask and decays
     decay: _Decay
     before: Tensor  # the state before each chunk, [H * B, chunks of a row, K, d_v + 1]
+    lifted: Lifted | None = None  # where there is a read exponent
     after: Tensor | None = None  # the state after the last chunk, [H * B, K, d_v + 1], unless the block was kept
 
 
 class _CausalScan:
     """The causal form block by block: what forward and backward compute from the inputs."""
 
-    def __init__(self, layout: Layout, inputs: CausalInputs):
+    def __init__(self, layout: Layout, inputs: CausalInputs, epsilon: float):
+        self.epsilon = epsilon
         self.sides = list(zip(*(layout.cut(x.transpose(0, 1)) for x in (inputs.queries, inputs.keys))))
         self.values = layout.cut(inputs.values.transpose(0, 1))
         self.weights, self.constant = inputs.weights.flatten(0, 1), inputs.constant.flatten(0, 1)
         self.inputs = inputs
         self.work, chunks = Workspace(inputs.centre), layout.step // layout.chunk_size
         self.earlier = inputs.centre.new_ones(chunks, chunks).tril(-1)
+        self.so_far = inputs.centre.new_ones(layout.chunk_size, layout.chunk_size).tril()
 
     def chunks(self, block: Block, state: Tensor, kept: Tensor, is_filled: bool) -> _Chunks:
         """
@@ -149,19 +154,34 @@ class _CausalScan:
         made = _Chunks(x, gamma, values, affinity, decay, before)
         if block.kept is not None:
             if is_filled:
-                return made
+                return made._replace(lifted=self.lifted(made))
             unused.zero_()  # after a shorter block: an operator returns nothing undefined
 
         query_gamma, key_gamma = gamma
-        route(work, x, self.weights, self.constant, out=gamma.view(*x.shape[:2], components))
+        query_scores, key_scores = score(work, x, self.weights, self.constant).view(gamma.shape)
+        torch.softmax(key_scores, dim=-1, out=key_gamma)
         if (mask := self.inputs.mask) is not None:
             key_gamma.view(heads, batch, length, components).mul_(mask[:, block.start : block.stop, None])
-        torch.bmm(query_gamma, key_gamma.mT, out=affinity)
-        affinity.tril_() if decay.inside is None else affinity.mul_(decay.inside)
         writing = _times(key_gamma, decay.write)
         written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width)).view(before.shape)
         _sum_over_chunks(decay.between, written, _times(state.view(rows, 1, -1), decay.first), out=before)
-        return made._replace(after=_carry_on(before[:, -1], decay.carry, -1, written[:, -1]))
+        if (lifted := self.lifted(made)) is not None:
+            lifted.lift(query_scores)
+        torch.softmax(query_scores, dim=-1, out=query_gamma)
+        torch.bmm(query_gamma, key_gamma.mT, out=affinity)
+        affinity.tril_() if decay.inside is None else affinity.mul_(decay.inside)
+        return made._replace(lifted=lifted, after=_carry_on(before[:, -1], decay.carry, -1, written[:, -1]))
+
+    def lifted(self, chunks: _Chunks) -> Lifted | None:
+        """Return what a read exponent makes of the queries' scores, from what was written; None without one."""
+        if self.inputs.read_exponent is None:
+            return None
+        key_gamma, mass = chunks.gamma[1], chunks.before.flatten(0, 1)[..., -1][:, None]
+        count, size, _ = key_gamma.shape
+        inside = self.so_far[:size, :size] if chunks.decay.inside is None else chunks.decay.inside
+        held = torch.bmm(inside.expand(count, -1, -1), key_gamma, out=self.work("held", *key_gamma.shape))
+        held.add_(_times(mass, chunks.decay.read)).add_(self.epsilon)
+        return Lifted.of(self.work, held, self.inputs.read_exponent)
 
 
 def _layout(queries: Tensor, chunk_size: int, keep: bool) -> Layout:
@@ -222,7 +242,7 @@ def _new_results(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bo
 def _forward(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bool) -> CausalResults:
     results = _new_results(inputs, epsilon, chunk_size, keep)
     layout = _layout(inputs.queries, chunk_size, keep)
-    scan = _CausalScan(layout, inputs)
+    scan = _CausalScan(layout, inputs, epsilon)
     outputs, normalisers = (layout.cut(x.transpose(0, 1)) for x in (results.output, results.normaliser))
     running = rows_first(inputs.state)
     for block, before, output, normaliser in zip(layout.blocks(), results.states, outputs, normalisers):
@@ -242,6 +262,7 @@ def _new_gradients(inputs: CausalInputs) -> CausalGradients:
         weights=inputs.weights.new_empty(inputs.weights.shape),  # not in the layout of the weights, which may expand
         constant=inputs.constant.new_empty(inputs.constant.shape),
         log_decay=inputs.state.new_empty(0) if inputs.log_decay is None else torch.empty_like(inputs.log_decay),
+        read_exponent=inputs.state.new_zeros(0 if inputs.read_exponent is None else len(inputs.read_exponent)),
         state=inputs.state.new_empty(inputs.state.shape),
     )
 
@@ -256,7 +277,7 @@ def _backward(
     keep: bool,
 ) -> CausalGradients:
     layout = _layout(inputs.queries, chunk_size, keep)
-    scan = _CausalScan(layout, inputs)
+    scan = _CausalScan(layout, inputs, epsilon)
     work, routing, grads = scan.work, RoutingGradients(scan.weights), _new_gradients(inputs)
     width = inputs.values.shape[-1]
     tensors = (grad_output, results.output, results.normaliser, grads.queries, grads.keys, grads.values)
@@ -269,31 +290,48 @@ def _backward(
         query_gamma, key_gamma = c.gamma
         reading, writing = _times(query_gamma, c.decay.read), _times(key_gamma, c.decay.write)
         before = c.before.flatten(0, 1)
+        grad_query, grad_key = work("grad_gamma", *c.gamma.shape)
+        grad_query_scores, grad_key_scores = scores = work("scores", *c.gamma.shape)
+
+        grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
+        grad_affinity.tril_() if c.decay.inside is None else grad_affinity.mul_(c.decay.inside)
+        torch.bmm(grad, before.mT, out=grad_query)
+        if c.decay.read is not None:
+            grad_query.mul_(c.decay.read)
+        grad_query.baddbmm_(grad_affinity, key_gamma)
+        grad_scores(query_gamma, grad_query, out=grad_query_scores)
+
         grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *before.shape)).view(c.before.shape)
+        if c.lifted is not None:
+            grad_held = c.lifted.grad_held(work, grad_query_scores)
+            grads.read_exponent.add_(c.lifted.grad_exponent(work, grad_query_scores, len(grads.read_exponent)))
+            grad_before.flatten(0, 1)[..., -1].add_(_times(grad_held, c.decay.read).sum(1))
         grad_states, last = work("grad_states", *c.before.shape), running.view(len(running), 1, -1)
         _sum_over_chunks(c.decay.between.mT, grad_before, _times(last, c.decay.last), out=grad_states)
         running = _carry_on(grad_states[:, 0], c.decay.carry, 0, grad_before[:, 0])
 
         grad_written = grad_states.flatten(0, 1)
-        grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
-        grad_query, grad_key = grad_gamma = work("grad_gamma", *c.gamma.shape)
-        torch.bmm(grad, before.mT, out=grad_query)
         torch.bmm(c.values, grad_written.mT, out=grad_key)
-        if c.decay.inside is None:
-            grad_affinity.tril_()
-        else:
-            grad_query.mul_(c.decay.read)
+        if c.decay.write is not None:
             grad_key.mul_(c.decay.write)
-            if inputs.log_decay is not None:
-                grad_carry = (grad_states * c.before).sum((-2, -1))
-                grad_total = (grad_carry * c.decay.carry[..., 0]).view(-1)
-                here = _grad_log_decay(c, grad_affinity * c.affinity, grad_query, grad_key, grad_total)
-                target = grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
-                target.copy_(here.view(target.shape))
-            grad_affinity.mul_(c.decay.inside)
-        grad_query.baddbmm_(grad_affinity, key_gamma)
+        if inputs.log_decay is not None:
+            grad_carry = (grad_states * c.before).sum((-2, -1))
+            grad_total = (grad_carry * c.decay.carry[..., 0]).view(-1) + (grad_key * key_gamma).sum((-2, -1))
         grad_key.baddbmm_(grad_affinity.mT, query_gamma)
-        routing.add(work, [query_target, key_target], c.features, c.gamma, grad_gamma)
+        if c.lifted is not None:
+            inside = scan.so_far[: block.size, : block.size] if c.decay.inside is None else c.decay.inside
+            grad_key.baddbmm_(inside.mT.expand(len(grad_key), -1, -1), grad_held)
+        grad_scores(key_gamma, grad_key, out=grad_key_scores)
+        routing.add(work, [query_target, key_target], c.features, scores)
+        if inputs.log_decay is not None:
+            # All that decays does so by `exp` of a difference of elapsed log decays: its gradient times its value goes
+            # to the two ends, to what reads and, negative, to what was written
+            grad_elapsed = torch.linalg.vecdot(grad_query, query_gamma) - torch.linalg.vecdot(grad_key, key_gamma)
+            if c.lifted is not None:
+                grad_elapsed += torch.linalg.vecdot(grad_held, c.lifted.held - epsilon)
+            target = grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
+            here = grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
+            target.copy_(here.view(target.shape))
 
         here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
         value_target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(value_target.shape))
@@ -302,23 +340,6 @@ def _backward(
         constant=routing.constant.view(inputs.constant.shape),
         state=batch_first(running, inputs.values),
     )
-
-
-def _grad_log_decay(chunks: _Chunks, moved, grad_query, grad_key, grad_total) -> Tensor:
-    """
-    Gradient of the log decays of a block, `[chunks, C]`. All that decays does so by `exp` of a difference of elapsed
-    log decays, so that its gradient times its value goes to the two ends.
-
-    Args:
-        moved: affinity times its gradient, `[chunks, C, C]`.
-        grad_query, grad_key: gradients of the responsibilities that came through the states, `[chunks, C, K]`.
-        grad_total: gradient of the log of what a chunk carries on, `[chunks]`.
-    """
-    reading = torch.linalg.vecdot(grad_query, chunks.gamma[0])
-    writing = torch.linalg.vecdot(grad_key, chunks.gamma[1])
-    grad_elapsed = moved.sum(-1) - moved.sum(-2) + reading - writing
-    grad_total = grad_total + writing.sum(-1)
-    return grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
 
 
 causal_scan = Operator(

@@ -109,12 +109,46 @@ def features(work: Workspace, sides: list[torch.Tensor], centre: torch.Tensor) -
     return both
 
 
-def route(
-    work: Workspace, features: torch.Tensor, weights: torch.Tensor, constant: torch.Tensor, out: torch.Tensor
-) -> torch.Tensor:
-    """Responsibilities `[sides * H, B * L, K]`, into `out`: one matrix product and a softmax (paper eq. 2)."""
-    scores = torch.baddbmm(constant[:, None], features, weights, out=work("scores", *out.shape))
-    return torch.softmax(scores, dim=-1, out=out)
+def score(work: Workspace, features: torch.Tensor, weights: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+    """Scores `[sides * H, B * L, K]` by one matrix product; their softmax are the responsibilities (paper eq. 2)."""
+    out = work("scores", *features.shape[:2], weights.shape[-1])
+    return torch.baddbmm(constant[:, None], features, weights, out=out)
+
+
+def grad_scores(gamma: torch.Tensor, grad_gamma: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`d gamma_k / d s_l = gamma_k (delta_kl - gamma_l)`, into `out`; zero for a masked row, where gamma is zero."""
+    torch._softmax_backward_data(grad_gamma, gamma, -1, gamma.dtype, grad_input=out)
+    return out
+
+
+class Lifted(NamedTuple):
+    """
+    What a read exponent makes of the scores of queries: `s_k - p log w_k`, whose softmax are their `reading_weights`,
+    where `w = z + eps` is what a slot holds. `[rows, tokens or 1, K]`, the rows of a head one after another.
+    """
+
+    held: torch.Tensor  # w
+    log_held: torch.Tensor
+    exponent: torch.Tensor  # p, [rows, 1, 1]
+
+    @classmethod
+    def of(cls, work: Workspace, held: torch.Tensor, exponent: torch.Tensor) -> "Lifted":
+        """Of `w`, and p of each head, `[H]`."""
+        log_held = torch.log(held, out=work("log_held", *held.shape))
+        return cls(held, log_held, exponent.repeat_interleave(len(held) // len(exponent))[:, None, None])
+
+    def lift(self, scores: torch.Tensor) -> None:
+        """Change scores `[rows, tokens, K]` of queries in place."""
+        scores.addcmul_(self.log_held, self.exponent, value=-1)
+
+    def grad_held(self, work: Workspace, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of `w` for each query, from that of the lifted scores, `[rows, tokens, K]`."""
+        out = torch.div(grad, self.held, out=work("grad_held", *grad.shape))
+        return out.mul_(-self.exponent)
+
+    def grad_exponent(self, work: Workspace, grad: torch.Tensor, heads: int) -> torch.Tensor:
+        """The gradient of p of each head, `[H]`, from that of the lifted scores."""
+        return torch.mul(grad, self.log_held, out=work("product", *grad.shape)).view(heads, -1).sum(1).neg_()
 
 
 class RoutingGradients:
@@ -133,21 +167,17 @@ class RoutingGradients:
         work: Workspace,
         inputs: list[torch.Tensor],
         features: torch.Tensor,
-        gamma: torch.Tensor,
-        grad_gamma: torch.Tensor,
+        grad_scores: torch.Tensor,
     ) -> None:
         """
-        Adds those of one block: `d gamma_k / d s_l = gamma_k (delta_kl - gamma_l)`, and the scores are linear in the
-        features. A masked row of gamma is zero, and so is its gradient.
+        Adds those of one block: the scores are linear in the features.
 
         Args:
             inputs: filled with the gradients of the block's queries and keys, `[H, B, L, d_r]` each.
-            gamma, grad_gamma: responsibilities and their gradient, in any view of `[sides * H, B * L, K]`.
+            grad_scores: gradient of the scores, in any view of `[sides * H, B * L, K]`.
         """
         rows, columns, width = features.shape
-        gamma, grad_gamma = gamma.view(rows, columns, -1), grad_gamma.view(rows, columns, -1)
-        grad = work("scores", *gamma.shape)
-        torch._softmax_backward_data(grad_gamma, gamma, -1, gamma.dtype, grad_input=grad)
+        grad = grad_scores.view(rows, columns, -1)
         self.weights.baddbmm_(features.mT, grad)
         self.constant.add_(grad.sum(1))
         grad = torch.bmm(grad, self.transposed_weights, out=work("grad_features", *features.shape))

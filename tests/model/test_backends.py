@@ -43,7 +43,7 @@ def scores_of(components=5, dtype=torch.float32):
 
 
 def inputs_of(queries, components=5):
-    return CausalInputs(queries, None, None, *scores_of(components), None, None, None, None)
+    return CausalInputs(queries, None, None, *scores_of(components), None, None, None, None, None)
 
 
 def make_inputs(length):

@@ -19,8 +19,9 @@ LENGTHS = [1, 63, 64, 65]
 )
 @pytest.mark.parametrize(("with_state", "masked"), [(False, False), (True, True)], ids=["plain", "state and padding"])
 @pytest.mark.parametrize("length", [1, 65])
+@pytest.mark.parametrize("exponent", [None, 0.37, 1.0], ids=["paper", "0.37", "1"])
 def test_affinity_is_what_the_definition_applies(
-    compare, leaves, log_decay, padding_mask, length, with_state, masked, causal, gates
+    compare, leaves, log_decay, padding_mask, exponent, length, with_state, masked, causal, gates
 ):
     torch.manual_seed(length)
     query_gamma, key_gamma = torch.randn(2, BATCH, HEADS, length, COMPONENTS).mul(2).softmax(-1)
@@ -31,6 +32,7 @@ def test_affinity_is_what_the_definition_applies(
             "key_gamma": key_gamma if mask is None else key_gamma * mask[:, None, :, None],
             "state": torch.rand(BATCH, HEADS, COMPONENTS, 4) + 0.1 if with_state else None,
             "log_decay": log_decay(gates, (BATCH, HEADS, length), mask),
+            "read_exponent": None if exponent is None else torch.full((HEADS,), exponent),
         }
     )
 
@@ -47,6 +49,7 @@ def test_affinity_is_what_the_definition_applies(
     if masked:
         weights = fast(**arguments)[0]
         assert (weights[~mask[:, None, None, :].expand_as(weights)] == 0).all()
+        assert (weights >= 0).all() and (weights.sum(-1) < 1 + 1e-12).all()
 
 
 def mixture(length=17, routing_dim=6, offset=0.0):

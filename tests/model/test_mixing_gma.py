@@ -21,14 +21,17 @@ LENGTHS = [1, 63, 64, 65]
 GATES = ["none", "mild", "closed", "open", "one closed", "mixed"]
 MIXTURE = ["means", "variances", "prior_logits", "temperature"]
 SEQUENCES = ["queries", "keys", "values", "log_decay"]  # what has a token in its third dimension
-EVERYTHING = {"gates": "mild", "with_state": True, "masked": True, "packed": True}
+EXPONENTS = {"paper": None, "0": 0.0, "0.37": 0.37, "1": 1.0, "learned": "learned"}
+EVERYTHING = {"gates": "mild", "with_state": True, "masked": True, "packed": True, "read_exponent": "learned"}
 CASES = {
     "plain": {},
     "padding": {"masked": True},
     "gate": {"gates": "mild"},
     "documents": {"packed": True, "with_state": True},
+    "exponent": {"read_exponent": "learned"},
     "all": EVERYTHING,
 }
+exponents = pytest.mark.parametrize("read_exponent", EXPONENTS.values(), ids=EXPONENTS)
 both_forms = pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "bidirectional"])
 
 
@@ -76,6 +79,13 @@ def definition_by_document(is_causal, document_ids, state, mask=None, **argument
     return torch.cat(outputs), torch.cat(states)
 
 
+def exponents_of(read_exponent, heads):
+    """Of each head: the same, or, "learned", spread; None for the paper's read."""
+    if read_exponent is None:
+        return None
+    return torch.linspace(0.02, 0.98, heads) if read_exponent == "learned" else torch.full((heads,), read_exponent)
+
+
 def borders(length):
     """Documents that end at different tokens in either row; row 1 begins with a new one, and skips a number."""
     document_ids = torch.zeros(BATCH, length, dtype=torch.long)
@@ -88,9 +98,9 @@ def borders(length):
 
 @pytest.fixture(scope="session")
 def sequence(leaves, log_decay):
-    """`sequence(length, gates, with_state, mask, heads)`: what a mix may be differentiated by, by name."""
+    """`sequence(length, gates, with_state, mask, heads, offset, read_exponent)`: what a mix may be differentiated by, by name."""
 
-    def make(length, gates="none", with_state=False, mask=None, heads=HEADS, offset=0.0):
+    def make(length, gates="none", with_state=False, mask=None, heads=HEADS, offset=0.0, read_exponent=None):
         torch.manual_seed(length)
         shape = (BATCH, heads, length)
         state = torch.randn(BATCH, heads, COMPONENTS, WIDTH + 1)
@@ -105,6 +115,7 @@ def sequence(leaves, log_decay):
                 "temperature": torch.rand(2, heads) + 0.2,
                 "state": torch.cat([state[..., :-1], state[..., -1:].abs() + 0.1], dim=-1) if with_state else None,
                 "log_decay": log_decay(gates, shape, mask),
+                "read_exponent": exponents_of(read_exponent, heads),
             }
         )
 
@@ -115,9 +126,9 @@ def sequence(leaves, log_decay):
 def prepare(sequence, padding_mask):
     """`prepare(length, **case)`: what a causal mix may be differentiated by, and what it may not, of a case."""
 
-    def make(length, gates="none", with_state=False, masked=False, packed=False):
+    def make(length, gates="none", with_state=False, masked=False, packed=False, read_exponent=None):
         fixed = {"mask": padding_mask(length) if masked else None, "document_ids": borders(length) if packed else None}
-        return sequence(length, gates, with_state, fixed["mask"]), fixed
+        return sequence(length, gates, with_state, fixed["mask"], read_exponent=read_exponent), fixed
 
     return make
 
@@ -157,10 +168,42 @@ def test_causal_mix_with_padding_is_the_definition(compare, sequence, padding_ma
     compare(partial(mix, True, mask=mask), partial(definition, True, mask=mask), arguments)
 
 
+@exponents
+@pytest.mark.parametrize("gates", ["none", "mild", "one closed"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_causal_mix_with_a_read_exponent_is_the_definition(
+    compare, sequence, padding_mask, length, gates, read_exponent
+):
+    mask = padding_mask(length)
+    arguments = sequence(length, gates, with_state=True, mask=mask, read_exponent=read_exponent)
+    compare(partial(mix, True, mask=mask), partial(definition, True, mask=mask), arguments)
+
+
+@exponents
+@pytest.mark.parametrize("length", [*LENGTHS, 1000])
+def test_bidirectional_mix_with_a_read_exponent_is_the_definition(
+    compare, sequence, padding_mask, length, read_exponent
+):
+    mask, heads = padding_mask(length), 1 if length == 1000 else HEADS
+    arguments = sequence(length, with_state=True, mask=mask, heads=heads, read_exponent=read_exponent)
+    compare(partial(mix, False, mask=mask), partial(definition, False, mask=mask), arguments)
+
+
+@both_forms
+def test_with_an_exponent_of_one_each_component_answers_with_its_mean(assert_close, is_causal):
+    """Component 0 holds what was written often, component 1 one token: a query between them reads half of either."""
+    values = torch.tensor([1.0] * 8 + [5.0])[None, None, :, None]
+    keys = torch.tensor([-9.0] * 8 + [9.0])[None, None, :, None]
+    inputs = (torch.zeros_like(keys), keys, values, torch.tensor([[[-9.0], [9.0]]]), torch.ones(1, 2, 1))
+    for exponent, expected in ((0.0, 13 / 9), (1.0, 3.0)):
+        output, _ = mix(is_causal, *inputs, torch.zeros(1, 2), read_exponent=torch.tensor([exponent]))
+        assert_close(output[0, 0, -1], torch.tensor([expected]), 1e-5)
+
+
 @pytest.mark.parametrize("gates", ["none", "mixed"])
 def test_causal_mix_of_a_thousand_tokens_is_the_definition(compare, sequence, padding_mask, gates):
     mask = padding_mask(1000)
-    arguments = sequence(1000, gates, with_state=True, mask=mask, heads=1)
+    arguments = sequence(1000, gates, with_state=True, mask=mask, heads=1, read_exponent=0.37)
     compare(partial(mix, True, mask=mask, chunk_size=64), partial(definition, True, mask=mask), arguments)
 
 
@@ -209,7 +252,7 @@ def test_a_result_may_be_used_alone(compare, sequence, length, is_causal, index)
     ids=["none", "mild", "mixed", "document_ids", "mild document_ids"],
 )
 def test_the_chunk_size_does_not_matter(results, assert_all_close, sequence, document_ids, gates, chunk_size):
-    arguments = sequence(65, gates, with_state=True)
+    arguments = sequence(65, gates, with_state=True, read_exponent="learned")
     actual, expected = (
         results(True, arguments, document_ids=document_ids, chunk_size=size) for size in (chunk_size, 10)
     )
@@ -218,8 +261,9 @@ def test_the_chunk_size_does_not_matter(results, assert_all_close, sequence, doc
 
 @pytest.mark.parametrize("cut", [1, 5, 8, 9, 23])
 @pytest.mark.parametrize("gates", ["none", "mild", "mixed"])
-def test_a_state_continues_a_sequence(results, gradients, assert_all_close, sequence, gates, cut):
-    arguments = sequence(24, gates, with_state=True)
+@pytest.mark.parametrize("read_exponent", [None, "learned"], ids=["paper", "learned"])
+def test_a_state_continues_a_sequence(results, gradients, assert_all_close, sequence, gates, cut, read_exponent):
+    arguments = sequence(24, gates, with_state=True, read_exponent=read_exponent)
     state, parts = arguments["state"], []
     for part in (slice(0, cut), slice(cut, 24)):
         piece = {name: x[:, :, part] if name in SEQUENCES else x for name, x in arguments.items()}
@@ -243,10 +287,12 @@ def test_one_component_gives_the_running_mean(assert_close, is_causal, length):
 
 
 @pytest.mark.parametrize("length", [1, 9])
+@exponents
 @both_forms
-def test_nothing_to_read_gives_zeros(results, sequence, is_causal, length):
+def test_nothing_to_read_gives_zeros(results, sequence, is_causal, length, read_exponent):
     nothing = torch.zeros(BATCH, length, dtype=torch.bool)
-    output, state, *rest = results(is_causal, sequence(length), mask=nothing, chunk_size=4)
+    arguments = sequence(length, read_exponent=read_exponent)
+    output, state, *rest = results(is_causal, arguments, mask=nothing, chunk_size=4)
     assert (output == 0).all() and (state == 0).all()
     assert all(gradient.isfinite().all() for gradient in rest)
 
@@ -256,7 +302,7 @@ def test_nothing_to_read_gives_zeros(results, sequence, is_causal, length):
 @pytest.mark.parametrize("length", [1, 9])
 @both_forms
 def test_half_precision_is_mixed_in_float32(gradients, assert_close, sequence, is_causal, length, autocast, low):
-    arguments = sequence(length, "mild" if is_causal else "none", with_state=True)
+    arguments = sequence(length, "mild" if is_causal else "none", with_state=True, read_exponent="learned")
     halves = ["queries", "keys", "values"]
     inputs = {
         name: tensor.detach().to(low if name in halves else torch.float32).requires_grad_()
@@ -286,7 +332,7 @@ def test_half_precision_is_mixed_in_float32(gradients, assert_close, sequence, i
 @pytest.mark.parametrize("length", [3, 9, 40])
 def test_segments_are_documents_run_one_by_one(compare, sequence, padding_mask, length, masked, gates):
     mask, document_ids = padding_mask(length) if masked else None, borders(length)
-    arguments = sequence(length, gates, with_state=True, mask=mask)
+    arguments = sequence(length, gates, with_state=True, mask=mask, read_exponent="learned")
     compare(
         partial(mix, True, mask=mask, document_ids=document_ids, chunk_size=8),
         partial(definition_by_document, True, document_ids, mask=mask),
@@ -303,7 +349,7 @@ def test_bidirectional_segments_are_documents_run_one_by_one(compare, leaves, se
     compare(
         partial(mix, False, mask=mask, document_ids=document_ids),
         partial(definition_by_document, False, document_ids, mask=mask),
-        {**sequence(length), **states},
+        {**sequence(length, read_exponent="learned"), **states},
     )
 
 
@@ -324,7 +370,7 @@ def test_segments_are_documents_step_by_step(compare, sequence, padding_mask, ma
             before = document_ids[:, i]
         return torch.cat(outputs, dim=2), state
 
-    arguments = sequence(length, gates, with_state=True, mask=mask)
+    arguments = sequence(length, gates, with_state=True, mask=mask, read_exponent="learned")
     compare(steps, partial(definition_by_document, True, document_ids, mask=mask), arguments)
 
 
@@ -368,7 +414,7 @@ def test_many_chunks_are_several_blocks(results, assert_all_close, prepare, case
 def test_bidirectional_blocks_do_not_matter(
     results, assert_all_close, sequence, padding_mask, monkeypatch, block_rows
 ):
-    arguments, mask = sequence(67, with_state=True), padding_mask(67)
+    arguments, mask = sequence(67, with_state=True, read_exponent="learned"), padding_mask(67)
     expected = results(False, arguments, mask=mask)
     monkeypatch.setattr(torch_routing_gma, "BLOCK_ROWS_CPU", block_rows)
     assert_all_close(results(False, arguments, mask=mask), expected)
@@ -413,9 +459,11 @@ def test_threads_do_not_meet(results, sequence, is_causal):
 # Derivatives
 
 
-def check_gradients(is_causal, length, gates="none", with_state=False, masked=False, packed=False):
+def check_gradients(
+    is_causal, length, gates="none", with_state=False, masked=False, packed=False, read_exponent=None, heads=1
+):
     torch.manual_seed(0)
-    batch, heads, components, width = 2, 1, 3, 2
+    batch, components, width = 2, 3, 2
     mask = torch.rand(batch, length) < 0.7 if masked else None
     states = batch  # of the bidirectional form, one for each segment
     if packed and not is_causal:
@@ -433,9 +481,11 @@ def check_gradients(is_causal, length, gates="none", with_state=False, masked=Fa
     }
     shapes = {name: shape for name, shape in shapes.items() if shape is not None}
     inputs = [torch.rand(shape, dtype=torch.float64).add(0.3).requires_grad_() for shape in shapes.values()]
+    if read_exponent is not None:
+        inputs.append(exponents_of(read_exponent, heads).double().requires_grad_())
 
     def function(*tensors):
-        arguments = dict(zip(shapes, tensors))
+        arguments = dict(zip((*shapes, "read_exponent"), tensors))
         if "logits" in arguments:
             arguments["log_decay"] = log_forget_gate(arguments.pop("logits"), mask)
         if packed:
@@ -449,6 +499,13 @@ def check_gradients(is_causal, length, gates="none", with_state=False, masked=Fa
 @pytest.mark.parametrize("length", [1, 5])
 def test_causal_gradients_are_differences(length, case):
     check_gradients(True, length, **case)
+
+
+@exponents
+@both_forms
+def test_gradients_with_a_read_exponent_are_differences(is_causal, read_exponent):
+    case = {**EVERYTHING, "gates": "mild" if is_causal else "none", "read_exponent": read_exponent}
+    check_gradients(is_causal, 5, **case, heads=2)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +585,8 @@ def operator_inputs(length, everything, dtype=torch.float32):
     mask = torch.rand(BATCH, length) < 0.7 if everything else None
     log_decay = (-torch.rand(shape)).requires_grad_() if everything else None
     document_ids = borders(length) if everything else None
-    return [*tensors, scores.centre, mask], [log_decay, document_ids], state
+    exponent = torch.rand(HEADS, requires_grad=True) if everything else None
+    return [*tensors, scores.centre, mask], [log_decay, document_ids], [exponent, state]
 
 
 FORMS = {"causal": (causal_scan, (EPSILON, 8, True)), "bidirectional": (bidirectional_mix, (EPSILON,))}
@@ -536,25 +594,27 @@ FORMS = {"causal": (causal_scan, (EPSILON, 8, True)), "bidirectional": (bidirect
 
 @pytest.mark.parametrize(("everything", "keep"), [(False, False), (True, True)], ids=["plain", "all"])
 def test_the_causal_operator_is_well_formed(everything, keep):
-    tensors, forgetting, state = operator_inputs(21, everything)
-    torch.library.opcheck(causal_scan.forward, (*tensors, *forgetting, state, EPSILON, 8, keep))
+    tensors, forgetting, rest = operator_inputs(21, everything)
+    torch.library.opcheck(causal_scan.forward, (*tensors, *forgetting, *rest, EPSILON, 8, keep))
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["plain", "padding"])
 def test_the_bidirectional_operator_is_well_formed(everything):
-    tensors, _, state = operator_inputs(21, everything)
-    torch.library.opcheck(bidirectional_mix.forward, (*tensors, state, EPSILON))
+    tensors, _, rest = operator_inputs(21, everything)
+    torch.library.opcheck(bidirectional_mix.forward, (*tensors, *rest, EPSILON))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("temperature", [None, torch.ones(2, HEADS)], ids=["one weight", "two sides"])
-def test_the_backward_operators_are_well_formed(sequence, form, temperature):
+@pytest.mark.parametrize("read_exponent", [None, "learned"], ids=["paper", "learned"])
+def test_the_backward_operators_are_well_formed(sequence, form, temperature, read_exponent):
     """With the weights in the layout in which `score_weights` gives them: Inductor asserts that of each result."""
     operator, settings = FORMS[form]
     x = {name: tensor.detach() for name, tensor in sequence(21, with_state=True).items()}
     scores = score_weights(Mixture(x["means"], x["variances"], x["prior_logits"], temperature))
     forgetting = (None, None) if form == "causal" else ()
-    inputs = operator.form.inputs(x["queries"], x["keys"], x["values"], *scores, None, *forgetting, x["state"])
+    rest = (None, *forgetting, exponents_of(read_exponent, HEADS), x["state"])
+    inputs = operator.form.inputs(x["queries"], x["keys"], x["values"], *scores, *rest)
     results = operator(inputs, *settings)
     gradients = (torch.randn_like(results.output), torch.randn_like(results.state))
     arguments = (*gradients, *inputs, *results, *settings)
@@ -567,10 +627,10 @@ def test_a_compiled_mix_is_the_eager_one(assert_all_close, gradients, prepare):
     def both(arguments, fixed):
         mixture, tensors = ([arguments[name] for name in names] for names in (MIXTURE, SEQUENCES[:3]))
         inputs, state = (*tensors, score_weights(Mixture(*mixture)), EPSILON), arguments["state"]
-        causal = mix_causal(
-            *inputs, 8, Documents(fixed["mask"], fixed["document_ids"]), log_decay=arguments["log_decay"], state=state
-        )
-        return [*causal, *mix_bidirectional(*inputs, Documents(fixed["mask"]), state=state)]
+        documents, exponent = Documents(fixed["mask"], fixed["document_ids"]), arguments["read_exponent"]
+        causal = mix_causal(*inputs, 8, documents, arguments["log_decay"], state, read_exponent=exponent)
+        documents = Documents(fixed["mask"])
+        return [*causal, *mix_bidirectional(*inputs, documents, state=state, read_exponent=exponent)]
 
     torch._dynamo.reset()
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=True)
