@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 ADDITIONS = {"conv_kernel_size": 4, "forget_gate": True, "normalize_routing": True, "output_gate": True}
+ADDITIONS |= {"read_exponent": "learned"}
 HYBRID = ["gma", "full_attention", "gma"]
 TINY = {
     "vocab_size": 61,
@@ -41,13 +42,19 @@ TINY = {
 CONFIGS = {
     "causal": (GMAConfig.gpt2_style, {}),
     "causal_additions": (GMAConfig.gpt2_style, ADDITIONS),
-    "causal_hybrid": (GMAConfig.gpt2_style, {"num_hidden_layers": 3, "layer_types": HYBRID}),
+    "causal_hybrid": (
+        GMAConfig.gpt2_style,
+        {"num_hidden_layers": 3, "layer_types": HYBRID, "read_exponent": 1.0},
+    ),
     "causal_hybrid_additions": (
         GMAConfig.gpt2_style,
         {"num_hidden_layers": 3, "layer_types": ["full_attention", "gma", "gma"], **ADDITIONS},
     ),
     "bidirectional": (GMAConfig.bert_style, {}),
-    "bidirectional_conv": (GMAConfig.bert_style, {"conv_kernel_size": 3, "normalize_routing": True}),
+    "bidirectional_conv": (
+        GMAConfig.bert_style,
+        {"conv_kernel_size": 3, "normalize_routing": True, "read_exponent": 0.37},
+    ),
     "bidirectional_hybrid": (GMAConfig.bert_style, {"num_hidden_layers": 3, "layer_types": HYBRID}),
 }
 

@@ -154,7 +154,8 @@ def affinity(
 ) -> torch.Tensor:
     """
     Return the affinity `A = diag(R z + eps)^-1 R GammaK^T` with `R = reading_weights(GammaQ, z)`, in the paper
-    `GammaQ` (3.3), with decays and the causal mask, if any. The mixer never forms it; it is for somebody who asks to look at it.
+    `GammaQ` (3.3), with decays and the causal mask, if any. The mixer never forms it; it is for somebody who asks to
+    look at it.
 
     Args:
         query_gamma, key_gamma: responsibilities `[B, H, N, K]`.

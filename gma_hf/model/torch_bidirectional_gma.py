@@ -65,11 +65,12 @@ def _route(
     return made, gamma
 
 
-def _lifted(work: Workspace, inputs: BidirectionalInputs, memory: Tensor, epsilon: float) -> Lifted | None:
+def _lifted(inputs: BidirectionalInputs, memory: Tensor, epsilon: float) -> Lifted | None:
     """Return what a read exponent makes of the queries' scores, from the state; None without one."""
     if inputs.read_exponent is None:
         return None
-    return Lifted.of(work, memory[:, None, :, -1] + epsilon, inputs.read_exponent)
+    held = memory[:, None, :, -1] + epsilon
+    return Lifted.of(held, held.log(), inputs.read_exponent)
 
 
 def _by_token(mask: Tensor | None) -> Tensor | None:
@@ -92,7 +93,7 @@ def _forward(inputs: BidirectionalInputs, epsilon: float) -> BidirectionalResult
     for x, value, seen in _blocks(inputs.keys, inputs.values, _by_token(inputs.mask)):
         _, gamma = _route(work, inputs, KEY, x, seen)
         memory.baddbmm_(gamma.mT, extend_values(work, value).flatten(0, 1))
-    lifted = _lifted(work, inputs, memory, epsilon)
+    lifted = _lifted(inputs, memory, epsilon)
     for x, output, normaliser in _blocks(inputs.queries, results.output, results.normaliser):
         _, gamma = _route(work, inputs, QUERY, x, lifted=lifted)
         weighted = torch.bmm(gamma, memory, out=work("weighted", *gamma.shape[:2], memory.shape[-1]))
@@ -122,7 +123,7 @@ def _backward(
     work, memory, grad_memory = Workspace(inputs.centre), rows_first(results.state), rows_first(grad_state)
     query_side, key_side = RoutingGradients(inputs.weights[QUERY]), RoutingGradients(inputs.weights[KEY])
     of_output = (grad_output, results.output, results.normaliser)
-    lifted = _lifted(work, inputs, memory, epsilon)
+    lifted = _lifted(inputs, memory, epsilon)
     for x, target, *incoming in _blocks(inputs.queries, grads.queries, *of_output):
         x, gamma = _route(work, inputs, QUERY, x, lifted=lifted)
         grad = grad_weighted(work, *incoming).flatten(0, 1)
@@ -132,7 +133,7 @@ def _backward(
         query_side.add(work, [target], x, grad)
         if lifted is not None:
             grad_memory[..., -1].add_(lifted.grad_held(work, grad).sum(1))
-            grads.read_exponent.add_(lifted.grad_exponent(work, grad, len(grads.read_exponent)))
+            grads.read_exponent.add_(lifted.grad_exponent(grad, len(grads.read_exponent)))
     of_keys = (inputs.keys, grads.keys, inputs.values, grads.values, _by_token(inputs.mask))
     for x, target, value, value_target, seen in _blocks(*of_keys):
         x, gamma = _route(work, inputs, KEY, x, seen)

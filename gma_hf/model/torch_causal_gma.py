@@ -116,7 +116,7 @@ class _CausalScan:
     """The causal form block by block: what forward and backward compute from the inputs."""
 
     def __init__(self, layout: Layout, inputs: CausalInputs, epsilon: float):
-        self.epsilon = epsilon
+        self.epsilon = inputs.centre.new_tensor(epsilon)
         self.sides = list(zip(*(layout.cut(x.transpose(0, 1)) for x in (inputs.queries, inputs.keys))))
         self.values = layout.cut(inputs.values.transpose(0, 1))
         self.weights, self.constant = inputs.weights.flatten(0, 1), inputs.constant.flatten(0, 1)
@@ -147,14 +147,19 @@ class _CausalScan:
             "affinity": (chunks, block.size, block.size),
             "before": (rows, chunks // rows, components, width),
         }
+        exponent, lifted = self.inputs.read_exponent, None
+        if exponent is not None:
+            shapes |= dict.fromkeys(("held", "log_held"), (chunks, block.size, components))
         if block.kept is None:
-            gamma, affinity, before = (work(name, *shape) for name, shape in shapes.items())
+            gamma, affinity, before, *lift = (work(name, *shape) for name, shape in shapes.items())
         else:
-            gamma, affinity, before, unused = _parts(kept[block.kept], shapes.values())
-        made = _Chunks(x, gamma, values, affinity, decay, before)
+            gamma, affinity, before, *lift, unused = _parts(kept[block.kept], shapes.values())
+        if exponent is not None:
+            lifted = Lifted.of(*lift, exponent)
+        made = _Chunks(x, gamma, values, affinity, decay, before, lifted)
         if block.kept is not None:
             if is_filled:
-                return made._replace(lifted=self.lifted(made))
+                return made
             unused.zero_()  # after a shorter block: an operator returns nothing undefined
 
         query_gamma, key_gamma = gamma
@@ -165,23 +170,23 @@ class _CausalScan:
         writing = _times(key_gamma, decay.write)
         written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width)).view(before.shape)
         _sum_over_chunks(decay.between, written, _times(state.view(rows, 1, -1), decay.first), out=before)
-        if (lifted := self.lifted(made)) is not None:
+        if lifted is not None:
+            self.hold(made)
             lifted.lift(query_scores)
         torch.softmax(query_scores, dim=-1, out=query_gamma)
         torch.bmm(query_gamma, key_gamma.mT, out=affinity)
         affinity.tril_() if decay.inside is None else affinity.mul_(decay.inside)
-        return made._replace(lifted=lifted, after=_carry_on(before[:, -1], decay.carry, -1, written[:, -1]))
+        return made._replace(after=_carry_on(before[:, -1], decay.carry, -1, written[:, -1]))
 
-    def lifted(self, chunks: _Chunks) -> Lifted | None:
-        """Return what a read exponent makes of the queries' scores, from what was written; None without one."""
-        if self.inputs.read_exponent is None:
-            return None
-        key_gamma, mass = chunks.gamma[1], chunks.before.flatten(0, 1)[..., -1][:, None]
-        count, size, _ = key_gamma.shape
-        inside = self.so_far[:size, :size] if chunks.decay.inside is None else chunks.decay.inside
-        held = torch.bmm(inside.expand(count, -1, -1), key_gamma, out=self.work("held", *key_gamma.shape))
-        held.add_(_times(mass, chunks.decay.read)).add_(self.epsilon)
-        return Lifted.of(self.work, held, self.inputs.read_exponent)
+    def hold(self, chunks: _Chunks) -> None:
+        """Fill in what the slots hold at each token, for the read exponent."""
+        lifted, decay, key_gamma = chunks.lifted, chunks.decay, chunks.gamma[1]
+        mass = chunks.before.flatten(0, 1)[..., -1].contiguous()[:, None]
+        if decay.inside is None:
+            torch.cumsum(key_gamma, dim=1, out=lifted.held).add_(mass + self.epsilon)
+        else:
+            torch.addcmul(self.epsilon, decay.read, mass, out=lifted.held).baddbmm_(decay.inside, key_gamma)
+        torch.log(lifted.held, out=lifted.log_held)
 
 
 def _layout(queries: Tensor, chunk_size: int, keep: bool) -> Layout:
@@ -229,7 +234,8 @@ def _new_results(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bo
     layout = _layout(inputs.queries, chunk_size, keep)
     state = inputs.state
     batch, heads, components, width = state.shape
-    per_row = 2 * components * chunk_size + chunk_size**2 + components * width  # of a chunk: see `_CausalScan.chunks`
+    sides = 2 if inputs.read_exponent is None else 4  # and what the slots hold, with its logarithm
+    per_row = sides * components * chunk_size + chunk_size**2 + components * width  # of a chunk: `_CausalScan.chunks`
     return CausalResults(
         output=torch.empty_like(inputs.values),
         state=torch.empty_like(state, memory_format=torch.contiguous_format),
@@ -304,8 +310,9 @@ def _backward(
         grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *before.shape)).view(c.before.shape)
         if c.lifted is not None:
             grad_held = c.lifted.grad_held(work, grad_query_scores)
-            grads.read_exponent.add_(c.lifted.grad_exponent(work, grad_query_scores, len(grads.read_exponent)))
-            grad_before.flatten(0, 1)[..., -1].add_(_times(grad_held, c.decay.read).sum(1))
+            grads.read_exponent.add_(c.lifted.grad_exponent(grad_query_scores, len(grads.read_exponent)))
+            of_mass = grad_held.sum(1) if c.decay.read is None else (c.decay.read.mT @ grad_held)[:, 0]
+            grad_before.flatten(0, 1)[..., -1].add_(of_mass)
         grad_states, last = work("grad_states", *c.before.shape), running.view(len(running), 1, -1)
         _sum_over_chunks(c.decay.between.mT, grad_before, _times(last, c.decay.last), out=grad_states)
         running = _carry_on(grad_states[:, 0], c.decay.carry, 0, grad_before[:, 0])
@@ -327,8 +334,8 @@ def _backward(
             # All that decays does so by `exp` of a difference of elapsed log decays: its gradient times its value goes
             # to the two ends, to what reads and, negative, to what was written
             grad_elapsed = torch.linalg.vecdot(grad_query, query_gamma) - torch.linalg.vecdot(grad_key, key_gamma)
-            if c.lifted is not None:
-                grad_elapsed += torch.linalg.vecdot(grad_held, c.lifted.held - epsilon)
+            if c.lifted is not None:  # times the mass, `held - eps`; times `held` the sum is 0, as that of the scores
+                grad_elapsed -= epsilon * grad_held.sum(-1)
             target = grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
             here = grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
             target.copy_(here.view(target.shape))

@@ -132,9 +132,8 @@ class Lifted(NamedTuple):
     exponent: torch.Tensor  # p, [rows, 1, 1]
 
     @classmethod
-    def of(cls, work: Workspace, held: torch.Tensor, exponent: torch.Tensor) -> "Lifted":
-        """Of `w`, and p of each head, `[H]`."""
-        log_held = torch.log(held, out=work("log_held", *held.shape))
+    def of(cls, held: torch.Tensor, log_held: torch.Tensor, exponent: torch.Tensor) -> "Lifted":
+        """Of `w`, its logarithm, and p of each head, `[H]`."""
         return cls(held, log_held, exponent.repeat_interleave(len(held) // len(exponent))[:, None, None])
 
     def lift(self, scores: torch.Tensor) -> None:
@@ -146,9 +145,11 @@ class Lifted(NamedTuple):
         out = torch.div(grad, self.held, out=work("grad_held", *grad.shape))
         return out.mul_(-self.exponent)
 
-    def grad_exponent(self, work: Workspace, grad: torch.Tensor, heads: int) -> torch.Tensor:
+    def grad_exponent(self, grad: torch.Tensor, heads: int) -> torch.Tensor:
         """The gradient of p of each head, `[H]`, from that of the lifted scores."""
-        return torch.mul(grad, self.log_held, out=work("product", *grad.shape)).view(heads, -1).sum(1).neg_()
+        if self.log_held.shape[1] == 1:
+            grad = grad.sum(1)
+        return -torch.linalg.vecdot(grad.view(heads, -1), self.log_held.view(heads, -1))
 
 
 class RoutingGradients:

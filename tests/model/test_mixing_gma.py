@@ -98,7 +98,7 @@ def borders(length):
 
 @pytest.fixture(scope="session")
 def sequence(leaves, log_decay):
-    """`sequence(length, gates, with_state, mask, heads, offset, read_exponent)`: what a mix may be differentiated by, by name."""
+    """`sequence(length, gates, with_state, mask, heads, offset, read_exponent)`: what a mix is differentiated by."""
 
     def make(length, gates="none", with_state=False, mask=None, heads=HEADS, offset=0.0, read_exponent=None):
         torch.manual_seed(length)
