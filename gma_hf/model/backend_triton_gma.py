@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .kernels_chunks_gma import CHUNK
 from .kernels_gma import IS_INTERPRETED, has_kernels, token_by_token
 from .kernels_routing_gma import MAX_COMPONENTS, launch_route, launch_route_backward
-from .kernels_scan_gma import CHUNK, scan, scan_backward
+from .kernels_scan_gma import scan, scan_backward
 from .operators_gma import CausalGradients, CausalInputs, Form, Operator
 
 
@@ -59,7 +60,7 @@ def _new_results(inputs: CausalInputs, epsilon: float) -> FusedResults:
 
 def _forward(inputs: CausalInputs, epsilon: float) -> FusedResults:
     gamma = launch_route(inputs)
-    tensors = (token_by_token(inputs.values), *_by_token(inputs), inputs.state.contiguous())
+    tensors = (token_by_token(inputs.values), *_by_token(inputs), inputs.read_exponent, inputs.state.contiguous())
     with torch.cuda.device_of(inputs.values):
         return FusedResults(*scan(gamma, *tensors, epsilon))
 
@@ -71,6 +72,7 @@ def _new_gradients(inputs: CausalInputs) -> CausalGradients:
         weights=inputs.weights.new_empty(inputs.weights.shape),
         constant=inputs.constant.new_empty(inputs.constant.shape),
         log_decay=inputs.state.new_empty(0 if log_decay is None else log_decay.shape),
+        read_exponent=inputs.state.new_empty(0 if inputs.read_exponent is None else len(inputs.read_exponent)),
         state=inputs.state.new_empty(inputs.state.shape),
     )
 
@@ -79,9 +81,9 @@ def _backward(
     grad_output: Tensor, grad_state: Tensor, inputs: CausalInputs, results: FusedResults, epsilon: float
 ) -> CausalGradients:
     gamma = launch_route(inputs)
-    tensors = (token_by_token(inputs.values), *_by_token(inputs), results.output, results.normaliser, results.states)
+    tensors = (token_by_token(inputs.values), *_by_token(inputs), inputs.read_exponent, *results[:1], *results[2:])
     with torch.cuda.device_of(inputs.values):
-        of_scan = scan_backward(token_by_token(grad_output), grad_state.contiguous(), gamma, *tensors)
+        of_scan = scan_backward(token_by_token(grad_output), grad_state.contiguous(), gamma, *tensors, epsilon)
     of_routing = launch_route_backward(of_scan.gamma, inputs, gamma)
     return CausalGradients(
         queries=of_routing.queries,
@@ -90,6 +92,7 @@ def _backward(
         weights=of_routing.weights,
         constant=of_routing.constant,
         log_decay=inputs.state.new_empty(0) if of_scan.log_decay is None else of_scan.log_decay,
+        read_exponent=inputs.state.new_empty(0) if of_scan.read_exponent is None else of_scan.read_exponent,
         state=of_scan.state,
     )
 

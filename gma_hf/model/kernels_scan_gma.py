@@ -11,70 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .kernels_gma import block_size, ceil_div, precision, strides, tile_size, tl, triton
+from .kernels_chunks_gma import ChunkCalls
+from .kernels_exponent_gma import lift, lift_backward
+from .kernels_gma import ceil_div, tl, triton
 
 
-# Tokens of a chunk.
-CHUNK = 64
 # Numbers of a state that one program sums over the chunks.
 BLOCK_STATE = 256
 
 
 if triton is not None:
+    from .kernels_chunks_gma import decays, dot
     from .kernels_gma import load_tile, of_row, store_tile
-
-    @triton.jit
-    def _halves(x):
-        """Two bfloat16 numbers whose sum has 16 bits of x."""
-        high = x.to(tl.bfloat16)
-        return high, (x - high.to(tl.float32)).to(tl.bfloat16)
-
-    @triton.jit
-    def _dot(a, b, total, PRECISION: tl.constexpr):
-        """
-        `a b + total`. Beside a bfloat16 factor, which stays what it is, a float32 one is taken as its two halves: the
-        matrix units are faster at that than at TF32.
-        """
-        if a.dtype == b.dtype:
-            return tl.dot(a, b, total, input_precision=PRECISION)
-        elif a.dtype == tl.bfloat16:
-            high, low = _halves(b)
-            return tl.dot(a, low, tl.dot(a, high, total))
-        elif b.dtype == tl.bfloat16:
-            high, low = _halves(a)
-            return tl.dot(low, b, tl.dot(high, b, total))
-        else:
-            return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
-
-    @triton.jit
-    def _decays(
-        log_decay, document_ids, chunk, row, heads, length,
-        CHUNK: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    ):  # fmt: skip
-        """
-        What the gate and the borders of documents leave: from token to later token `[C, C]`, from the start of the
-        chunk to a token `[C]`, from a token to the end of the chunk `[C]`, and over the chunk.
-        """
-        tokens = chunk * CHUNK + tl.arange(0, CHUNK)
-        is_earlier = tokens[:, None] >= tokens[None, :]
-        if HAS_DECAY:
-            steps = tl.load(log_decay + row * length + tokens, mask=tokens < length, other=0.0)
-            elapsed = tl.cumsum(steps, 0)
-            total = tl.sum(steps, 0)
-            inside = tl.exp(tl.where(is_earlier, elapsed[:, None] - elapsed[None, :], float("-inf")))
-            read, write, carry = tl.exp(elapsed), tl.exp(total - elapsed), tl.exp(total)
-        else:
-            inside = tl.where(is_earlier, 1.0, 0.0)
-            read, write, carry = tl.full([CHUNK], 1.0, tl.float32), tl.full([CHUNK], 1.0, tl.float32), 1.0
-        if HAS_DOCUMENTS:
-            document_ids += row // heads * length
-            here = tl.load(document_ids + tokens, mask=tokens < length, other=-1)
-            before = tl.load(document_ids + chunk * CHUNK - 1, mask=chunk > 0, other=0)
-            last = tl.load(document_ids + tl.minimum(chunk * CHUNK + CHUNK, length) - 1)
-            inside = tl.where(here[:, None] == here[None, :], inside, 0.0)
-            read, write = tl.where(here == before, read, 0.0), tl.where(here == last, write, 0.0)
-            carry = tl.where(before == last, carry, 0.0)
-        return inside, read, write, carry
 
     @triton.jit
     def _write_kernel(
@@ -92,7 +40,7 @@ if triton is not None:
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
-        _, read, write, carry = _decays(
+        _, read, write, carry = decays(
             log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
         )
         gamma += row * length * COMPONENTS
@@ -120,7 +68,7 @@ if triton is not None:
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
                 memory = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
-                memory = _dot(tl.trans(writing), x, memory, PRECISION)
+                memory = dot(tl.trans(writing), x, memory, PRECISION)
                 store_tile(states, memory, components, columns, WIDTH, COMPONENTS, WIDTH)
 
     @triton.jit
@@ -161,7 +109,7 @@ if triton is not None:
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-        inside, read, _, _ = _decays(
+        inside, read, _, _ = decays(
             log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
         )
         query_gamma += row * length * COMPONENTS
@@ -177,16 +125,16 @@ if triton is not None:
             components = first + tl.arange(0, BLOCK_COMPONENTS)
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-            affinity = _dot(query, tl.trans(key), affinity, PRECISION)
+            affinity = dot(query, tl.trans(key), affinity, PRECISION)
             query *= read[:, None]
             memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
             mass = tl.load(states + COMPONENTS * WIDTH + components, mask=components < COMPONENTS, other=0.0)
-            weighted = _dot(query, memory, weighted, PRECISION)
+            weighted = dot(query, memory, weighted, PRECISION)
             total += tl.sum(query * mass[None, :], axis=1)
         affinity *= inside
         total += tl.sum(affinity, axis=1)
         x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
-        weighted = _dot(affinity, x, weighted, PRECISION)
+        weighted = dot(affinity, x, weighted, PRECISION)
         store_tile(output, weighted * (1.0 / total)[:, None], tokens, columns, output_stride_token, length, WIDTH)
         if tl.program_id(1) == 0:
             tl.store(normaliser + row * length + tokens, total, mask=tokens < length)
@@ -204,7 +152,7 @@ if triton is not None:
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-        inside, _, write, _ = _decays(
+        inside, _, write, _ = decays(
             log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
         )
         query_gamma += row * length * COMPONENTS
@@ -219,13 +167,13 @@ if triton is not None:
             components = first + tl.arange(0, BLOCK_COMPONENTS)
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-            affinity = _dot(query, tl.trans(key), affinity, PRECISION)
+            affinity = dot(query, tl.trans(key), affinity, PRECISION)
             memory = load_tile(grad_states, components, columns, WIDTH, COMPONENTS, WIDTH)
-            result = _dot(key * write[:, None], memory, result, PRECISION)
+            result = dot(key * write[:, None], memory, result, PRECISION)
         total = tl.load(normaliser + row * length + tokens, mask=tokens < length, other=1.0)
         affinity *= inside * (1.0 / total)[:, None]
         grad = load_tile(grad_output, tokens, columns, stride_token, length, WIDTH)
-        result = _dot(tl.trans(affinity), grad, result, PRECISION)
+        result = dot(tl.trans(affinity), grad, result, PRECISION)
         store_tile(grad_values, result, tokens, columns, grad_stride_token, length, WIDTH)
 
     @triton.jit
@@ -245,7 +193,7 @@ if triton is not None:
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
-        inside, read, write, carry = _decays(
+        inside, read, write, carry = decays(
             log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
         )
         query_gamma += row * length * COMPONENTS
@@ -265,7 +213,7 @@ if triton is not None:
             columns = start + tl.arange(0, BLOCK_WIDTH)
             x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
             grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
-            grad_affinity = _dot(grad, tl.trans(x), grad_affinity, PRECISION)
+            grad_affinity = dot(grad, tl.trans(x), grad_affinity, PRECISION)
         grad_affinity *= inside * inverse[:, None]
 
         affinity = tl.zeros([CHUNK, CHUNK], tl.float32)
@@ -284,10 +232,10 @@ if triton is not None:
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
                 memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
-                grad_query = _dot(grad, tl.trans(memory), grad_query, PRECISION)
+                grad_query = dot(grad, tl.trans(memory), grad_query, PRECISION)
                 x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
                 grad_memory = load_tile(grad_states, components, columns, WIDTH, COMPONENTS, WIDTH)
-                grad_key = _dot(x, tl.trans(grad_memory), grad_key, PRECISION)
+                grad_key = dot(x, tl.trans(grad_memory), grad_key, PRECISION)
                 if HAS_DECAY:
                     grad_carried += tl.sum(memory * grad_memory) * carry
             grad_query *= (read * inverse)[:, None]
@@ -295,13 +243,13 @@ if triton is not None:
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             if HAS_DECAY:
-                affinity = _dot(query, tl.trans(key), affinity, PRECISION)
+                affinity = dot(query, tl.trans(key), affinity, PRECISION)
                 writing = tl.sum(grad_key * key, axis=1)
                 grad_elapsed += tl.sum(grad_query * query, axis=1) - writing
                 grad_written += tl.sum(writing)
-            grad_query = _dot(grad_affinity, key, grad_query, PRECISION)
+            grad_query = dot(grad_affinity, key, grad_query, PRECISION)
             store_tile(grad_query_gamma, grad_query, tokens, components, COMPONENTS, length, COMPONENTS)
-            grad_key = _dot(tl.trans(grad_affinity), query, grad_key, PRECISION)
+            grad_key = dot(tl.trans(grad_affinity), query, grad_key, PRECISION)
             store_tile(grad_key_gamma, grad_key, tokens, components, COMPONENTS, length, COMPONENTS)
         if HAS_DECAY:
             moved = affinity * grad_affinity
@@ -316,6 +264,7 @@ class ScanGradients(NamedTuple):
     gamma: Tensor  # [2, B, H, N, K]
     values: Tensor
     log_decay: Tensor | None
+    read_exponent: Tensor | None
     state: Tensor
 
 
@@ -324,6 +273,7 @@ def scan(
     values: Tensor,
     log_decay: Tensor | None,
     document_ids: Tensor | None,
+    read_exponent: Tensor | None,
     state: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -331,10 +281,12 @@ def scan(
     What the tokens read, and the state after them.
 
     Args:
-        gamma: responsibilities of queries and of keys, `[2, B, H, N, K]`, float32, contiguous.
+        gamma: responsibilities of queries and of keys, `[2, B, H, N, K]`, float32, contiguous. With a read exponent
+            those of queries become their reading weights.
         values: `[B, H, N, d_v]`, float16, bfloat16 or float32.
         log_decay: `[B, H, N]`, float32, or None.
         document_ids: `[B, N]`, integers, or None.
+        read_exponent: `[H]`, float32, or None.
         state: `[B, H, K, d_v + 1]`, float32, contiguous.
 
     Returns:
@@ -342,12 +294,14 @@ def scan(
         `[B, H, N]` and the state before each chunk, `[B, H, chunks, K * (d_v + 1)]`, flat.
     """
     query_gamma, key_gamma = gamma
-    calls = _Calls(query_gamma, values, log_decay, document_ids)
+    calls = ChunkCalls(query_gamma, values, log_decay, document_ids)
     output, last = torch.empty_like(values), torch.empty_like(state)
     normaliser, states, carries = calls.new_sums(), calls.new_states(), calls.new_carries()
     written = (values, *calls.decay, states, carries, None, None, None)
     calls(_write_kernel, key_gamma, *written, layout=(values, values), IS_GRADIENT=False)
-    calls.sum(states, carries, state, last, IS_GRADIENT=False)
+    _sum(calls, states, carries, state, last, IS_GRADIENT=False)
+    if read_exponent is not None:
+        lift(calls, query_gamma, key_gamma, states, read_exponent, epsilon)
     tensors = (query_gamma, key_gamma, values, *calls.decay, states, output, normaliser)
     calls(_read_kernel, *tensors, epsilon, layout=(values, output), by_columns=True)
     return output, last, normaliser, states
@@ -360,18 +314,25 @@ def scan_backward(
     values: Tensor,
     log_decay: Tensor | None,
     document_ids: Tensor | None,
+    read_exponent: Tensor | None,
     output: Tensor,
     normaliser: Tensor,
     states: Tensor,
+    epsilon: float,
 ) -> ScanGradients:
-    """Return the gradients of the arguments of `scan`, from what it gave."""
+    """
+    Return the gradients of the arguments of `scan`, from what it gave. With a read exponent, the softmax of what is
+    lifted has them: `gamma` of queries becomes their reading weights again, and its gradient is that of these.
+    """
     query_gamma, key_gamma = gamma
-    calls = _Calls(query_gamma, values, log_decay, document_ids)
+    calls = ChunkCalls(query_gamma, values, log_decay, document_ids)
     grad_first, grad_values = torch.empty_like(grad_state), torch.empty_like(values)
     delta, grad_states, carries = calls.new_sums(), calls.new_states(), calls.new_carries()
+    if read_exponent is not None:
+        lift(calls, query_gamma, key_gamma, states, read_exponent, epsilon)
     written = (grad_output, *calls.decay, grad_states, carries, output, normaliser, delta)
     calls(_write_kernel, query_gamma, *written, layout=(grad_output, output), IS_GRADIENT=True)
-    calls.sum(grad_states, carries, grad_state, grad_first, IS_GRADIENT=True)
+    _sum(calls, grad_states, carries, grad_state, grad_first, IS_GRADIENT=True)
     tensors = (query_gamma, key_gamma, grad_output, *calls.decay, grad_states, normaliser, grad_values)
     calls(_grad_values_kernel, *tensors, layout=(grad_output, grad_values), by_columns=True)
     grad_gamma = torch.empty_like(gamma)
@@ -379,54 +340,14 @@ def scan_backward(
     tensors = (query_gamma, key_gamma, values, grad_output, *calls.decay, states, grad_states, normaliser, delta)
     results = (*grad_gamma, grad_log_decay)
     calls(_grad_gamma_kernel, *tensors, *results, layout=(values, grad_output))
-    return ScanGradients(grad_gamma, grad_values, grad_log_decay, grad_first)
+    grad_exponent = None
+    if read_exponent is not None:
+        gradients = (*grad_gamma, grad_log_decay, grad_first)
+        grad_exponent = lift_backward(calls, query_gamma, key_gamma, states, read_exponent, epsilon, *gradients)
+    return ScanGradients(grad_gamma, grad_values, grad_log_decay, grad_exponent, grad_first)
 
 
-class _Calls:
-    """Calls of the kernels in the sizes of one scan."""
-
-    def __init__(self, gamma: Tensor, values: Tensor, log_decay: Tensor | None, document_ids: Tensor | None):
-        self.batch, self.heads, self.length, components = gamma.shape
-        self.chunks, self.like, self.decay = ceil_div(self.length, CHUNK), gamma, (log_decay, document_ids)
-        self.sizes = {"COMPONENTS": components, "WIDTH": values.shape[-1]}
-        self.options = self.sizes | {
-            "CHUNK": CHUNK,
-            "PRECISION": precision(values.dtype),
-            "HAS_DECAY": log_decay is not None,
-            "HAS_DOCUMENTS": document_ids is not None,
-            "num_warps": 4,
-            "num_stages": 1,
-        }
-        tile = tile_size(values.dtype)
-        for name, size in self.sizes.items():
-            # Products with a bfloat16 tile of fewer than 64 columns came out wrong on an H200 (Triton 3.6)
-            self.options[f"BLOCK_{name}"] = tile if values.dtype == torch.bfloat16 else min(tile, block_size(size))
-
-    def new_sums(self) -> Tensor:
-        """A number for each token of each row."""
-        return self.like.new_empty(self.batch, self.heads, self.length)
-
-    def new_states(self) -> Tensor:
-        """A flat state for each chunk."""
-        numbers = self.sizes["COMPONENTS"] * (self.sizes["WIDTH"] + 1)
-        return self.like.new_empty(self.batch, self.heads, self.chunks, numbers)
-
-    def new_carries(self) -> Tensor:
-        """A number for each chunk."""
-        return self.like.new_empty(self.batch, self.heads, self.chunks)
-
-    def __call__(self, kernel, *arguments, layout: tuple[Tensor, Tensor], by_columns: bool = False, **flags) -> None:
-        """
-        Args:
-            layout: whose strides are passed, in this order.
-            by_columns: whether each block of columns of the values has programs of its own.
-        """
-        columns = ceil_div(self.sizes["WIDTH"], self.options["BLOCK_WIDTH"]) if by_columns else 1
-        grid = (self.batch * self.heads * self.chunks, columns)
-        numbers = (self.heads, self.length, self.chunks, *(n for x in layout for n in strides(x)))
-        kernel[grid](*arguments, *numbers, **self.options, **flags)
-
-    def sum(self, states: Tensor, carries: Tensor, first: Tensor, last: Tensor, **flags) -> None:
-        """`_sum_kernel` from `first` to `last`."""
-        grid = (self.batch * self.heads, ceil_div(states.shape[-1], BLOCK_STATE))
-        _sum_kernel[grid](states, carries, first, last, self.chunks, **self.sizes, **flags, BLOCK_STATE=BLOCK_STATE)
+def _sum(calls: ChunkCalls, states: Tensor, carries: Tensor, first: Tensor, last: Tensor, **flags) -> None:
+    """`_sum_kernel` from `first` to `last`."""
+    grid = (calls.batch * calls.heads, ceil_div(states.shape[-1], BLOCK_STATE))
+    _sum_kernel[grid](states, carries, first, last, calls.chunks, **calls.sizes, **flags, BLOCK_STATE=BLOCK_STATE)

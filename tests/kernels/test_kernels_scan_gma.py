@@ -20,7 +20,8 @@ CASES = {
     "gate": {"gated": True},
     "mask": {"masked": True},
     "state": {"with_state": True},
-    "all": {"gated": True, "masked": True, "with_state": True},
+    "exponent": {"with_exponent": True},
+    "all": {"gated": True, "masked": True, "with_state": True, "with_exponent": True},
 }
 
 
@@ -46,7 +47,7 @@ def make_documents(length):
     return ids
 
 
-def make_inputs(device, length, gated=False, masked=False, with_state=False, dtype=torch.float32):
+def make_inputs(device, length, gated=False, masked=False, with_state=False, with_exponent=False, dtype=torch.float32):
     """Tensors to differentiate by, by name, and the mask."""
     torch.manual_seed(0)
     mask = None
@@ -66,6 +67,8 @@ def make_inputs(device, length, gated=False, masked=False, with_state=False, dty
         tensors["log_decay"] = log_forget_gate(3 * torch.randn(BATCH, length, HEADS), mask)
     if with_state:
         tensors["state"] = torch.rand(BATCH, HEADS, COMPONENTS, WIDTH + 1)
+    if with_exponent:
+        tensors["read_exponent"] = torch.linspace(0.02, 1, HEADS)
     leaves = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
     return leaves, None if mask is None else mask.to(device)
 
@@ -75,7 +78,8 @@ def run(mix, tensors, mask, ids=None):
     names = ("means", "variances", "prior_logits")
     sequences = [tensors[name] for name in ("queries", "keys", "values")]
     scores = score_weights(Mixture(*(tensors[name] for name in names)))
-    rest = {"documents": Documents(mask, ids), "log_decay": tensors.get("log_decay"), "state": tensors.get("state")}
+    rest = {name: tensors.get(name) for name in ("log_decay", "read_exponent", "state")}
+    rest["documents"] = Documents(mask, ids)
     results = mix(*sequences, scores, EPSILON, **rest)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) for x in results]
@@ -101,7 +105,7 @@ def test_outputs_state_and_gradients(assert_close, device, mix, case, length):
 
 
 @pytest.mark.parametrize("length", [65, 200])
-@pytest.mark.parametrize("case", ["state", "all"])
+@pytest.mark.parametrize("case", ["state", "exponent", "all"])
 def test_packed_documents(assert_close, device, mix, case, length):
     """Of several documents in a row, by our kernels."""
     check(assert_close, mix, *make_inputs(device, length, **CASES[case]), make_documents(length).to(device))
@@ -111,10 +115,10 @@ def test_the_same_documents_for_all_rows(assert_close, device, mix):
     check(assert_close, mix, *make_inputs(device, 70, gated=True), make_documents(70)[1:].to(device))
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gate"])
-def test_more_components_and_columns_than_a_tile_has(assert_close, device, mix, gated, monkeypatch):
+@pytest.mark.parametrize("case", ["plain", "gate", "all"])
+def test_more_components_and_columns_than_a_tile_has(assert_close, device, mix, case, monkeypatch):
     set_sizes(monkeypatch, 70, 66)
-    check(assert_close, mix, *make_inputs(device, 70, gated=gated))
+    check(assert_close, mix, *make_inputs(device, 70, **CASES[case]))
 
 
 def test_closed_gates(assert_close, device, mix):
@@ -130,7 +134,7 @@ def test_closed_gates(assert_close, device, mix):
 def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, monkeypatch, dtype, sizes):
     """That is, state and responsibilities are those of the same numbers in float32, and only the output is rounded."""
     set_sizes(monkeypatch, *sizes)
-    tensors, mask = make_inputs(device, 65, gated=True, masked=True, dtype=dtype)
+    tensors, mask = make_inputs(device, 65, gated=True, masked=True, with_exponent=True, dtype=dtype)
     (output, state), gradients = run(mix, tensors, mask)
     doubles = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
     (expected, expected_state), expected_gradients = run(PLAIN, doubles, mask)
@@ -144,12 +148,12 @@ def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, mo
         assert_close(gradients[name], gradient, 4 * torch.finfo(dtype).eps, name, at_least=1.0)
 
 
-@pytest.mark.parametrize("name", ["queries", "values", "log_decay", "state"])
+@pytest.mark.parametrize("name", ["queries", "values", "log_decay", "read_exponent", "state"])
 def test_a_second_derivative_is_refused(device, mix, name):
-    tensors, mask = make_inputs(device, 20, gated=True, with_state=True)
+    tensors, mask = make_inputs(device, 20, gated=True, with_state=True, with_exponent=True)
     scores = score_weights(Mixture(tensors["means"], tensors["variances"], tensors["prior_logits"]))
     sequences = (tensors[name] for name in ("queries", "keys", "values"))
-    rest = {"documents": Documents(mask), "log_decay": tensors["log_decay"], "state": tensors["state"]}
+    rest = {name: tensors[name] for name in ("log_decay", "read_exponent", "state")} | {"documents": Documents(mask)}
     output, _ = mix(*sequences, scores, EPSILON, **rest)
     with pytest.raises(NotImplementedError, match="`create_graph` must be False"):
         (grad,) = torch.autograd.grad(output.square().sum(), tensors[name], create_graph=True)
@@ -159,10 +163,11 @@ def test_a_second_derivative_is_refused(device, mix, name):
 @torch.no_grad()
 def test_what_it_gives_is_carried_on_by_plain_torch(assert_close, device, mix):
     """Read a prompt with one, go on token by token with the other."""
-    tensors, _ = make_inputs(device, 70, gated=True)
+    tensors, _ = make_inputs(device, 70, gated=True, with_exponent=True)
     scores = score_weights(Mixture(*(tensors.pop(name) for name in ("means", "variances", "prior_logits"))))
+    exponent = tensors.pop("read_exponent")
     first, second = ({name: x[:, :, part] for name, x in tensors.items()} for part in (slice(67), slice(67, None)))
-    settings = {"scores": scores, "epsilon": EPSILON}
+    settings = {"scores": scores, "epsilon": EPSILON, "read_exponent": exponent}
     expected, expected_state = PLAIN(**tensors, **settings)
     output, state = mix(**first, **settings)
     outputs = [output]
@@ -197,7 +202,8 @@ def test_the_operators_keep_their_contract(device, case):
     state = tensors.get("state", torch.zeros(BATCH, HEADS, COMPONENTS, WIDTH + 1, device=device))
     weights, constant = (x.detach().clone().requires_grad_() for x in scores[:2])
     inputs = [*(tensors[name].detach().clone().requires_grad_() for name in ("queries", "keys", "values"))]
-    inputs += [weights, constant, scores.centre, mask, tensors.get("log_decay"), make_documents(70).to(device), state]
+    inputs += [weights, constant, scores.centre, mask, tensors.get("log_decay"), make_documents(70).to(device)]
+    inputs += [tensors.get("read_exponent"), state]
     torch.library.opcheck(fused_scan.forward, (*inputs, EPSILON))
     with torch.no_grad():
         results = fused_scan(inputs, EPSILON)
