@@ -47,11 +47,11 @@ def summed(
     chunk_size: int,
     log_decay: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return what `chunked` divides: the values of the past, weighted by the kernel and the decays, `[B, H, N, d_v]`."""
+    """Return what `chunked` divides: the sum of the past values, each times kernel and decay, `[B, H, N, d_v]`."""
     length = queries.shape[2]
     padding = -length % chunk_size
     queries, keys, values = (
-        F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk_size)) for x in (queries, keys, values)
+        F.pad(x, (0, 0, 0, padding)).contiguous().unflatten(2, (-1, chunk_size)) for x in (queries, keys, values)
     )
     if log_decay is None:
         written = keys.mT @ values

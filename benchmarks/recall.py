@@ -57,7 +57,7 @@ class RecallArguments:
     evaluate: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Where each network is asked too, as pairs and tokens: 8x256. None, or a needle in 1,024 to 32,768."
+            "help": "Where each network is asked too, as pairs and tokens: 8x256. A needle: 1,024 to 32,768 tokens."
         },
     )
     bound_again: float = field(

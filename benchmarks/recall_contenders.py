@@ -1,4 +1,4 @@
-"""The contenders of `recall.py`: small networks that differ in the token mixer alone, and what a layer of each keeps."""
+"""The contenders of `recall.py`: small networks that differ in the token mixer alone, and what a layer keeps."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from gma_hf import GMAConfig, GMAForCausalLM
+from gma_hf.model.configuration_gma import OWN_FIELDS
 
 from .baselines import ConvolvedSoftmaxAttention, LinearAttention, mamba_like
 from .recall_mixers import DeltaRule, GatedLinearAttention, NormedAttention, UnnormalizedLinearAttention
@@ -27,7 +28,7 @@ class Contender(NamedTuple):
 NETWORK = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 NETWORK |= {"position_embedding": "none", "conv_kernel_size": 4, "forget_gate": True, "output_gate": True}
 NETWORK |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "routing_temperature": 0.2}
-NETWORK |= {"use_cache": False}
+NETWORK |= {"use_cache": False, "hidden_act": "gelu_pytorch_tanh"}  # gelu_new, by one operator
 
 READS = {"": {}, "-p1": {"read_exponent": 1.0}, "-learned": {"read_exponent": "learned"}}
 NO_FORGET = {"forget_gate": False}
@@ -56,9 +57,16 @@ def network(name: str, vocab_size: int, fields: dict[str, Any]) -> PreTrainedMod
         name: one of `CONTENDERS`.
         vocab_size: tokens that there are.
         fields: of GMAConfig, which win over those of the contender.
+
+    Raises:
+        ValueError: for a field that GMAConfig does not have, which it would take in silence.
     """
     contender = CONTENDERS[name]
-    model = GMAForCausalLM(GMAConfig(**NETWORK | {"vocab_size": vocab_size} | contender.fields | fields))
+    fields = NETWORK | {"vocab_size": vocab_size} | contender.fields | fields
+    for field in fields:
+        if field not in OWN_FIELDS:
+            raise ValueError(f"`fields` must be of GMAConfig, but one is {field!r}.")
+    model = GMAForCausalLM(GMAConfig(**fields))
     if name == MAMBA:
         return mamba_like(model)
     if contender.layer is not None:

@@ -35,7 +35,7 @@ DELTA_CHUNK = 32
 def in_chunks(x: Tensor, size: int) -> Tensor:
     """Return `[B, H, N, ...]` as `[B, H, chunks, size, ...]`, with zeros after the end."""
     padding = -x.shape[2] % size
-    return F.pad(x, (0, 0) * (x.ndim - 3) + (0, padding)).unflatten(2, (-1, size))
+    return F.pad(x, (0, 0) * (x.ndim - 3) + (0, padding)).contiguous().unflatten(2, (-1, size))
 
 
 def gated_linear(queries: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ def gated_linear(queries: Tensor, keys: Tensor, values: Tensor, log_decay: Tenso
 def delta(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, log_decay: Tensor | None = None) -> Tensor:
     """
     Return the delta rule, `S_t = a_t (S_{t-1} - b_t k_t k_t^T S_{t-1}) + b_t k_t v_t^T`, with a_t = 1 or less, in
-    chunks. What all tokens of a chunk write, `u_t = b_t (v_t - a_t k_t^T S_{t-1})`, is a triangular system, whose right
-    side is linear in the state before the chunk (the WY representation).
+    chunks. What all tokens of a chunk write, `u_t = b_t (v_t - a_t k_t^T S_{t-1})`, solves a triangular system, whose
+    right side is linear in the state before the chunk (the WY representation).
 
     Args:
         queries: `[B, H, N, d]`.

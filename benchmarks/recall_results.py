@@ -54,7 +54,7 @@ def accuracy(runs: list[dict], place: int = 0) -> float:
 def table(groups: list[list[dict]]) -> str:
     """Return a table in Markdown, with mean and standard deviation over the seeds."""
     lines = [
-        "| pairs | tokens | mixer | right, % | asked elsewhere (pairs x tokens: right, %) | seeds | learning rate | steps | "
+        "| pairs | tokens | mixer | right, % | elsewhere (pairs x tokens: right, %) | seeds | learning rate | steps | "
         "state of a layer | parameters | ms per step |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]

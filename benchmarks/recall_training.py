@@ -1,4 +1,4 @@
-"""How `recall.py` trains and asks a network: a plain loop over fresh batches, and loss and accuracy where it is asked."""
+"""How `recall.py` trains a network, by a plain loop over fresh batches, and how it asks it."""
 
 import math
 import time
@@ -101,7 +101,7 @@ def train(
 
 @torch.no_grad()
 def ask(model: PreTrainedModel, task: Recall | Needle, pairs: int, length: int, examples: int) -> dict:
-    """Return the share of right answers, `accuracy`, and the loss, on so many rows of batches that are always the same."""
+    """Return the share of right answers, `accuracy`, and the loss, on so many rows, which are always the same."""
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     model.eval()
     loss, right, asked = 0.0, 0, 0
