@@ -28,8 +28,9 @@ from gma_hf.recipes.arguments import as_on_command_line, json_fields, parse
 from gma_hf.recipes.running import run
 
 from .harness import machine
-from .recall_contenders import CONTENDERS, network, state_size
+from .recall_contenders import CONTENDERS, config_of, network, state_size
 from .recall_data import Needle, Recall
+from .recall_mamba import fast_scan
 from .recall_results import write
 from .recall_training import ask, train
 
@@ -114,11 +115,17 @@ class RecallArguments:
         return Path(self.output_dir) / "runs"
 
     def source(self) -> Recall | Needle:
-        """Return what makes the batches, after every number of pairs and length was found to fit."""
+        """Return what makes the batches, after all pairs and lengths, and the fields of all mixers, were checked."""
         task = Needle(self.text_file) if self.task == "needle" else Recall(bound_again=self.bound_again)
         for pairs, length in self.trained + self.points:
             task.check(pairs, length)
+        for mixer in self.mixers:
+            config_of(mixer, task.vocab_size, self.fields_of(mixer))
         return task
+
+    def fields_of(self, mixer: str) -> dict:
+        """Return the fields of GMAConfig that were given for this mixer."""
+        return self.gma_fields if CONTENDERS[mixer].is_gma else {}
 
 
 def point(text: str) -> tuple[int, int]:
@@ -150,8 +157,8 @@ class Run:
         values = {name: value for name, value in values.items() if value != getattr(usual, name)}
         if args.task != "recall":
             values["task"] = args.task
-        if CONTENDERS[self.mixer].is_gma and args.gma_fields:
-            values["fields"] = args.gma_fields
+        if fields := args.fields_of(self.mixer):
+            values["fields"] = fields
         return values
 
     def name(self, settings: dict) -> str:
@@ -168,7 +175,7 @@ class Run:
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
         torch.manual_seed(self.seed)
-        model = network(self.mixer, task.vocab_size, args.gma_fields if CONTENDERS[self.mixer].is_gma else {})
+        model = network(self.mixer, task.vocab_size, args.fields_of(self.mixer))
         figures = asdict(self) | {"settings": settings, "state": state_size(model, self.length)}
         figures["parameters"] = model.num_parameters()
         figures |= train(
@@ -225,7 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what has not been run; table and plot are of all that the folder holds."""
     args = parsed(sys.argv[1:] if arguments is None else arguments)
     torch.set_num_threads(args.threads)
-    train_all(args, args.source())
+    with fast_scan():
+        train_all(args, args.source())
     write(Path(args.output_dir))
 
 

@@ -49,9 +49,9 @@ CONTENDERS |= {
 }
 
 
-def network(name: str, vocab_size: int, fields: dict[str, Any]) -> PreTrainedModel:
+def config_of(name: str, vocab_size: int, fields: dict[str, Any]) -> GMAConfig:
     """
-    A language model from scratch.
+    Return the config of a contender.
 
     Args:
         name: one of `CONTENDERS`.
@@ -61,17 +61,21 @@ def network(name: str, vocab_size: int, fields: dict[str, Any]) -> PreTrainedMod
     Raises:
         ValueError: for a field that GMAConfig does not have, which it would take in silence.
     """
-    contender = CONTENDERS[name]
-    fields = NETWORK | {"vocab_size": vocab_size} | contender.fields | fields
+    fields = NETWORK | {"vocab_size": vocab_size} | CONTENDERS[name].fields | fields
     for field in fields:
         if field not in OWN_FIELDS:
-            raise ValueError(f"`fields` must be of GMAConfig, but one is {field!r}.")
-    model = GMAForCausalLM(GMAConfig(**fields))
+            raise ValueError(f"`fields` must be of GMAConfig, but one of {name} is {field!r}.")
+    return GMAConfig(**fields)
+
+
+def network(name: str, vocab_size: int, fields: dict[str, Any]) -> PreTrainedModel:
+    """Return a language model from scratch; see `config_of`."""
+    model = GMAForCausalLM(config_of(name, vocab_size, fields))
     if name == MAMBA:
         return mamba_like(model)
-    if contender.layer is not None:
+    if (mixer := CONTENDERS[name].layer) is not None:
         for index, layer in enumerate(model.base_model.layers):
-            layer.attention = contender.layer(model.config, index)
+            layer.attention = mixer(model.config, index)
             layer.attention.apply(model._init_weights)
     return model
 

@@ -30,7 +30,8 @@ def finished(folder: Path) -> list[list[dict]]:
     Return the runs that `folder` holds, those of one mixer, task and number of steps together, by seed: at the rate
     that was best with the most seeds.
     """
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    # What begins with a dot is a file that another process is writing
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("[!.]*.json")]
 
     def what(run: dict) -> tuple:
         task = (run["length"], run["pairs"], run["steps"])

@@ -1,12 +1,17 @@
 """Each mixer computes its published equation, a token at a time; its layer reads nothing of the future."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.linear_attention import summed
 from benchmarks.recall_contenders import CONTENDERS, network, state_size
+from benchmarks.recall_data import Recall
+from benchmarks.recall_mamba import fast_scan
 from benchmarks.recall_mixers import MIN_LOG_DECAY, delta, gated_linear
+from benchmarks.recall_training import answers
 from gma_hf import GMAConfig
 from gma_hf.model.configuration_gma import OWN_FIELDS
 
@@ -112,6 +117,23 @@ def test_nothing_of_the_future_is_read(name):
     assert moved[40:].min() > 1e-5
 
 
+def test_the_scan_of_mamba_is_that_of_transformers():
+    """Logits and gradients."""
+    torch.manual_seed(0)
+    model = network("mamba", 160, {})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    batch, found = Recall().batch(2, 8, 65, torch.Generator().manual_seed(0)), []
+    for scan in (nullcontext, fast_scan):
+        with scan():
+            logits, labels = answers(model, batch)
+            gradients = torch.autograd.grad(F.cross_entropy(logits, labels), list(model.parameters()))
+        found.append([logits, *gradients])
+    for theirs, ours in zip(*found):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
 SIZES = {"gma-32": 2 * 32 * 33, "gma-64": 2 * 64 * 33, "gma-128": 2 * 128 * 33, "softmax": 2 * 64 * 50}
 SIZES |= {"linear": 2 * 32 * 33, "mamba": 2 * 64 * 16}
 SIZES |= dict.fromkeys(["linear-unnormalized", "gla", "delta", "gated-delta"], 2 * 32 * 32)
@@ -124,5 +146,5 @@ def test_the_state_has_the_size_that_is_told(name):
 
 def test_a_field_that_there_is_not_is_refused():
     assert "no_such_field" not in vars(GMAConfig())
-    with pytest.raises(ValueError, match="`fields` must be of GMAConfig, but one is 'no_such_field'"):
+    with pytest.raises(ValueError, match="`fields` must be of GMAConfig, but one of gma-32 is 'no_such_field'"):
         network("gma-32", 100, {"no_such_field": 1})
