@@ -94,10 +94,6 @@ class RecallArguments:
         for name in ("max_steps", "batch_size", "evaluation_examples", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
-        if not 0 <= self.warmup_steps <= self.max_steps:
-            raise ValueError(
-                f"`warmup_steps` must be from 0 to `max_steps`, {self.max_steps}, but it is {self.warmup_steps}."
-            )
         if self.mixture_rate <= 0:
             raise ValueError(f"`mixture_rate` must be greater than 0, but it is {self.mixture_rate}.")
         is_needle = self.task == "needle"
@@ -116,6 +112,10 @@ class RecallArguments:
 
     def source(self) -> Recall | Needle:
         """Return what makes the batches, after all pairs and lengths, and the fields of all mixers, were checked."""
+        if not 0 <= self.warmup_steps <= self.max_steps:
+            raise ValueError(
+                f"`warmup_steps` must be from 0 to `max_steps`, {self.max_steps}, but it is {self.warmup_steps}."
+            )
         task = Needle(self.text_file) if self.task == "needle" else Recall(bound_again=self.bound_again)
         for pairs, length in self.trained + self.points:
             task.check(pairs, length)
