@@ -17,33 +17,44 @@ ORDER = list(CONTENDERS)
 MARKERS = "osv^D"  # ten colours with each
 
 
-def label(run: dict) -> str:
-    """Return the mixer, and what was said about it otherwise than by default."""
-    said = run["settings"].get("fields", {}) | {
-        name: value for name, value in run["settings"].items() if name not in ("fields", "evaluate")
-    }
-    return ", ".join([run["mixer"], *(f"{name} = {value}" for name, value in said.items())])
+def said(run: dict) -> dict:
+    """Return what was said about a run otherwise than by default, the points where it was asked left out."""
+    settings = dict(run["settings"])
+    return settings.pop("fields", {}) | {name: value for name, value in settings.items() if name != "evaluate"}
+
+
+def in_words(settings: dict) -> list[str]:
+    """Return settings as they stand in a table."""
+    return [f"{name} = {value}" for name, value in settings.items()]
+
+
+def in_common(runs: list[dict]) -> dict:
+    """Return what was said about all runs alike."""
+    return {name: value for name, value in said(runs[0]).items() if all(said(run).get(name) == value for run in runs)}
 
 
 def finished(folder: Path) -> list[list[dict]]:
     """
     Return the runs that `folder` holds, those of one mixer, task and number of steps together, by seed: at the rate
-    that was best with the most seeds.
+    that was best with the most seeds. The `label` of a run is its mixer, and what was not said about all runs.
     """
     # What begins with a dot is a file that another process is writing
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("[!.]*.json")]
+    common = in_common(runs)
+    for run in runs:
+        own = {name: value for name, value in said(run).items() if name not in common}
+        run["label"] = ", ".join([run["mixer"], *in_words(own)])
 
     def what(run: dict) -> tuple:
-        task = (run["length"], run["pairs"], run["steps"])
-        return *task, ORDER.index(run["mixer"]), label(run), json.dumps(run["settings"], sort_keys=True)
+        task = (run["length"], run["pairs"], run["steps"], ORDER.index(run["mixer"]))
+        return *task, run["label"], json.dumps(run["settings"], sort_keys=True)
 
     groups = []
     runs.sort(key=lambda run: (*what(run), run["learning_rate"], run["seed"]))
     for _, group in groupby(runs, key=what):
         rates = [list(of_rate) for _, of_rate in groupby(group, key=lambda run: run["learning_rate"])]
         most = max(len(of_rate) for of_rate in rates)
-        complete = [of_rate for of_rate in rates if len(of_rate) == most]
-        groups.append(max(complete, key=lambda of_rate: accuracy(of_rate)))
+        groups.append(max((of_rate for of_rate in rates if len(of_rate) == most), key=accuracy))
     return groups
 
 
@@ -54,7 +65,9 @@ def accuracy(runs: list[dict], place: int = 0) -> float:
 
 def table(groups: list[list[dict]]) -> str:
     """Return a table in Markdown, with mean and standard deviation over the seeds."""
+    common = in_common([run for runs in groups for run in runs])
     lines = [
+        *(["All runs: " + ", ".join(in_words(common)) + ".", ""] if common else []),
         "| pairs | tokens | mixer | right, % | elsewhere (pairs x tokens: right, %) | seeds | learning rate | steps | "
         "state of a layer | parameters | ms per step |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -70,7 +83,7 @@ def table(groups: list[list[dict]]) -> str:
         )
         milliseconds = 1000 * statistics.mean(run["seconds"] / run["steps"] for run in runs)
         lines.append(
-            f"| {first['pairs']} | {first['length']} | {label(first)} | {statistics.mean(shares):.1f}{spread} | "
+            f"| {first['pairs']} | {first['length']} | {first['label']} | {statistics.mean(shares):.1f}{spread} | "
             f"{elsewhere} | {len(runs)} | {first['learning_rate']:g} | {first['steps']} | {first['state']:,} | "
             f"{first['parameters']:,} | {milliseconds:.0f} |"
         )
@@ -79,7 +92,7 @@ def table(groups: list[list[dict]]) -> str:
 
 def contender(runs: list[dict]) -> str:
     """Return what a line of the plot is of."""
-    return f"{label(runs[0])}, {runs[0]['steps']:,} steps"
+    return f"{runs[0]['label']}, {runs[0]['steps']:,} steps"
 
 
 def draw(groups: list[list[dict]]) -> Figure:
@@ -90,7 +103,9 @@ def draw(groups: list[list[dict]]) -> Figure:
         name: {"label": name, "color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)]}
         for number, name in enumerate(names)
     }
-    plot = Figure(figsize=(1 + 5.5 * len(lengths), 8 + len(names) / 8), layout="constrained")
+    width = 1 + 5.5 * len(lengths)
+    columns = max(1, int(14 * width / (8 + max(map(len, names)))))  # of the legend
+    plot = Figure(figsize=(width, 8 + len(names) / columns / 6), layout="constrained")
     axes = plot.subplots(2, len(lengths), squeeze=False)
     for (upper, lower), length in zip(axes.T, lengths):
         of_length = [runs for runs in groups if runs[0]["length"] == length]
@@ -103,7 +118,7 @@ def draw(groups: list[list[dict]]) -> Figure:
             axis.set(ylabel="right, %", ylim=(-1, 101))
             axis.grid(True, alpha=0.3)
     lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
-    plot.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(3, len(lengths) + 1), fontsize=7)
+    plot.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=7)
     return plot
 
 

@@ -36,7 +36,7 @@ def test_all_mixers_in_a_quick_run(quick, tmp_path):
         assert [(x["pairs"], x["length"], x["examples"]) for x in run["evaluation"]] == [(4, 32, 8), (2, 48, 8)]
         assert [x["step"] for x in run["curve"]] == [1, 2, 3, 4] and math.isfinite(run["curve"][-1]["loss"])
     table = (tmp_path / "recall.md").read_text()
-    assert all(f"| {name}, " in table for name in KNOWN) and (tmp_path / "recall.png").stat().st_size > 1000
+    assert all(f"| {name} |" in table for name in KNOWN) and (tmp_path / "recall.png").stat().st_size > 1000
     assert len(json.loads((tmp_path / "recall.json").read_text())) == len(KNOWN)
 
 
