@@ -46,6 +46,14 @@ def token_by_token(queries, keys, values, step):
     return torch.stack(outputs, dim=2)
 
 
+def agree(output, expected, inputs):
+    """Compare outputs, and the gradients of the inputs."""
+    assert torch.allclose(output, expected)
+    weights = random(*output.shape)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), inputs) for x in (output, expected))
+    assert all(torch.allclose(x, y) for x, y in zip(ours, theirs))
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("forgets", [False, True])
 def test_linear_attention_without_a_normalizer(inputs, length, forgets):
@@ -69,8 +77,8 @@ def test_gated_linear_attention(inputs, length):
     def step(state, t):
         return log_decay[:, :, t].exp()[..., None] * state + keys[:, :, t, :, None] * values[:, :, t, None]
 
-    expected = token_by_token(queries, keys, values, step)
-    assert torch.allclose(gated_linear(queries, keys, values, log_decay), expected)
+    given = [x.requires_grad_() for x in (queries, keys, values, log_decay)]
+    agree(gated_linear(*given), token_by_token(queries, keys, values, step), given)
 
 
 def test_gated_linear_attention_does_not_overflow(inputs):
@@ -90,16 +98,15 @@ def test_delta_rule(inputs, length, forgets):
     """Yang et al., 2024 and 2025: S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, here transposed."""
     queries, keys, values = inputs(length)
     beta = random(2, 3, length)
-    log_decay = -random(2, 3, length) if forgets else None
-    decay = torch.ones(2, 3, length, dtype=torch.float64) if log_decay is None else log_decay.exp()
+    log_decay = -random(2, 3, length) if forgets else torch.zeros(2, 3, length, dtype=torch.float64)
+    given = [x.requires_grad_() for x in (queries, keys, values, beta, log_decay)][: 5 if forgets else 4]
 
     def step(state, t):
         key, b = keys[:, :, t, :, None], beta[:, :, t, None, None]
         erased = torch.eye(5, dtype=torch.float64) - b * key @ key.mT
-        return decay[:, :, t, None, None] * erased @ state + b * key @ values[:, :, t, None]
+        return log_decay[:, :, t, None, None].exp() * erased @ state + b * key @ values[:, :, t, None]
 
-    expected = token_by_token(queries, keys, values, step)
-    assert torch.allclose(delta(queries, keys, values, beta, log_decay), expected)
+    agree(delta(*given), token_by_token(queries, keys, values, step), given)
 
 
 @pytest.mark.parametrize("name", KNOWN)
