@@ -37,27 +37,38 @@ def chunked(
     Returns:
         `[B, H, N, d_v]`.
     """
+    return read(summed(queries, keys, append_ones(values), chunk_size, log_decay), EPSILON).to(values.dtype)
+
+
+def summed(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    chunk_size: int,
+    log_decay: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return what `chunked` divides: the sum of the past values, each times kernel and decay, `[B, H, N, d_v]`."""
     length = queries.shape[2]
     padding = -length % chunk_size
-    queries, keys, extended = (
-        F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk_size)) for x in (queries, keys, append_ones(values))
+    queries, keys, values = (
+        F.pad(x, (0, 0, 0, padding)).contiguous().unflatten(2, (-1, chunk_size)) for x in (queries, keys, values)
     )
     if log_decay is None:
-        written = keys.mT @ extended
+        written = keys.mT @ values
         before = written.cumsum(dim=2) - written
-        weighted = (queries @ keys.mT).tril() @ extended + queries @ before
+        weighted = (queries @ keys.mT).tril() @ values + queries @ before
     else:
         elapsed = F.pad(log_decay, (0, padding)).view(queries.shape[:-1]).cumsum(dim=-1)
-        before = _states_before(keys, extended, elapsed)
-        weighted = ((queries @ keys.mT) * decay_between(elapsed)) @ extended
+        before = _states_before(keys, values, elapsed)
+        weighted = ((queries @ keys.mT) * decay_between(elapsed)) @ values
         weighted = weighted + (queries * elapsed.exp()[..., None]) @ before
-    return read(weighted.flatten(2, 3)[:, :, :length], EPSILON).to(values.dtype)
+    return weighted.flatten(2, 3)[:, :, :length]
 
 
-def _states_before(keys: torch.Tensor, extended: torch.Tensor, elapsed: torch.Tensor) -> torch.Tensor:
-    """Return the state before each chunk, `[B, H, chunks, m, d_v + 1]`, where chunks forget."""
+def _states_before(keys: torch.Tensor, values: torch.Tensor, elapsed: torch.Tensor) -> torch.Tensor:
+    """Return the state before each chunk, `[B, H, chunks, m, d_v]`, where chunks forget."""
     kept = (elapsed[..., -1:] - elapsed).exp()
-    written = (keys * kept[..., None]).mT @ extended
+    written = (keys * kept[..., None]).mT @ values
     over_chunk = elapsed[..., -1].exp()[..., None, None]
     states, state = [], torch.zeros_like(written[:, :, 0])
     for chunk, forgotten in zip(written.unbind(2), over_chunk.unbind(2)):
