@@ -62,17 +62,30 @@ assert not {{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys()
     assert process(env=completion).stdout.strip() == "generate"
 
 
-def test_a_reader_that_leaves_ends_it_quietly():
-    with subprocess.Popen(
-        [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
+LEFT = "what reads the output has left before its end.\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("gma-hf", [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"]),
+        ("stream", [sys.executable, "-m", "gma_hf.recipes.stream", "--max_new_tokens", "2000"]),
+    ],
+)
+def test_a_reader_that_leaves_ends_it_in_a_sentence(program, command):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
         assert running.stdout.read(1)
         running.stdout.close()
-        assert running.stderr.read() == ""
-        assert running.wait(timeout=60) == 141
+        assert running.stderr.read().endswith(f"{program}: {LEFT}")
+        assert running.wait(timeout=60) == 2
+
+
+def test_a_reader_that_leaves_with_both_outputs():
+    command = [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.wait(timeout=60) == 2
 
 
 def test_ctrl_c_ends_it_in_a_sentence():
@@ -99,7 +112,7 @@ def test_each_error_has_its_status(capsys):
         assert ended.value.code == 2 and capsys.readouterr().err.startswith(f"name: {said}")
     for error, status, said in [
         (KeyboardInterrupt(), 130, "gma-hf: interrupted.\n"),
-        (BrokenPipeError(32, ""), 141, ""),
+        (BrokenPipeError(32, ""), 2, f"gma-hf: {LEFT}"),
     ]:
         with pytest.raises(SystemExit) as ended, refusals():
             raise error
