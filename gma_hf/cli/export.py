@@ -16,6 +16,10 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="File to write: .onnx for ONNX, .pt2 for a program of torch.export.")
     ],
+    device: Annotated[str, typer.Option(help="Where the graph computes: auto, cpu, cuda:0.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: auto (the checkpoint's), float32, bfloat16, float16.")
+    ] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Replace a file at OUT.")] = False,
 ) -> None:
     """Write a GMA model as one graph of tensors, which runs without gma_hf."""
@@ -29,7 +33,7 @@ def export(
         with extra("onnx", "`gma-hf export` to ONNX"):
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401
-    model = open_by_its_class(checkpoint)
+    model = open_by_its_class(checkpoint, device, dtype)
     with whole_file(out) as written:
         if out.suffix == ".onnx":
             from ..export import export_onnx
@@ -44,8 +48,8 @@ def export(
     typer.echo(f"{type(model).__name__} written to {out}, for {FORMATS[out.suffix]}.")
 
 
-def open_by_its_class(checkpoint: str):  # noqa: ANN201
-    """Return the model of a checkpoint with the head that it was saved with, in float32 on the CPU."""
+def open_by_its_class(checkpoint: str, device: str, dtype: str):  # noqa: ANN201
+    """Return the model of a checkpoint with the head that it was saved with."""
     from transformers import AutoConfig
 
     from ..hub.find import check_checkpoint
@@ -60,4 +64,4 @@ def open_by_its_class(checkpoint: str):  # noqa: ANN201
         raise ValueError(f"CHECKPOINT must be a GMA model, but {checkpoint!r} is of type {config.model_type!r}.")
     name = (config.architectures or ["GMAModel"])[0]
     auto_class = next((key for key, value in config.auto_map.items() if value.endswith(f".{name}")), "AutoModel")
-    return open_model(checkpoint, auto_class, f"GMA model ({name})", "cpu", "float32")
+    return open_model(checkpoint, auto_class, f"GMA model ({name})", device, dtype)

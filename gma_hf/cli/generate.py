@@ -63,7 +63,7 @@ def generate(
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda:0.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto (the checkpoint's), float32, bfloat16, float16.")
-    ] = ("auto"),
+    ] = "auto",
 ) -> None:
     """Continue a text with a model, printing each token as it is generated."""
     from transformers import TextStreamer, set_seed

@@ -8,11 +8,7 @@ from ..errors import first_sentence
 
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtype: str = "auto") -> "PreTrainedModel":
@@ -26,7 +22,7 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
         auto_class: name of the Auto class that opens it.
         kind: what CHECKPOINT must be, for the sentence: "causal language model".
         device: as torch names it, or "auto": the GPU if there is one.
-        dtype: one of `DTYPES`; "auto" is that of the checkpoint.
+        dtype: float32, bfloat16, float16, or "auto": that of the checkpoint.
 
     Raises:
         ValueError: if the checkpoint cannot be opened so, or for an unknown device or dtype.
@@ -34,17 +30,16 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
     import transformers
 
     from ..hub.find import check_checkpoint, check_is_causal
+    from ..placing import choose_device, choose_dtype
 
-    place = choose_device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but it is {dtype!r}.")
+    place, weights = choose_device(device), choose_dtype(dtype)
     check_checkpoint(name)
     transformers.utils.logging.disable_progress_bar()
     try:
         if auto_class == "AutoModelForCausalLM":
             check_is_causal(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
         model, report = getattr(transformers, auto_class).from_pretrained(
-            name, trust_remote_code=False, dtype=dtype, output_loading_info=True
+            name, trust_remote_code=False, dtype=weights or "auto", output_loading_info=True
         )
     except Exception as error:  # whatever error it is, it lies in somebody's files
         raise ValueError(
@@ -64,20 +59,6 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     except Exception as error:  # whatever error it is, it lies in somebody's files
         raise ValueError(
             f"CHECKPOINT must hold the model's tokenizer too, but {name!r} has none that can be opened."
-        ) from error
-
-
-def choose_device(name: str) -> "torch.device":
-    """Return the device of a name; "auto" is the GPU if there is one."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise ValueError(
-            f"--device must be auto or a device of this machine, as cpu or cuda:0, but it is {name!r}."
         ) from error
 
 

@@ -244,6 +244,18 @@ def test_convert_says_what_comes_next(source, tmp_path):
     assert "without --calibration" not in fitted.stderr
 
 
+def test_convert_writes_the_dtype_that_is_asked_for(source, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be.\n" * 20)
+    options = [source, tmp_path / "gma", "--num-components", 4, "--calibration", text, "--device", "cpu"]
+    assert run("convert", *options, "--dtype", "bfloat16").exit_code == 0
+    model = gma_hf.GMAForCausalLM.from_pretrained(tmp_path / "gma")
+    assert model.dtype == model.model.layers[0].attention.o_proj.weight.dtype == torch.bfloat16
+    assert model.model.layers[0].attention.mixture.means.dtype == torch.float32
+    assert run("convert", *options, "--force").exit_code == 0
+    assert gma_hf.GMAForCausalLM.from_pretrained(tmp_path / "gma").dtype == torch.float32
+
+
 def test_convert_replaces_a_folder_only_if_told(source, tmp_path):
     out = tmp_path / "gma"
     out.mkdir()
@@ -280,6 +292,10 @@ def test_export_writes_graphs(make_config, make_model, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(graph(inputs=inputs)[0], model(**inputs).logits, rtol=1e-4, atol=1e-5)
     refused(run("export", tmp_path / "model", tmp_path / "model.pt2"), "OUT must not exist without --force, but ")
+    half = [tmp_path / "model", tmp_path / "half.pt2", "--dtype", "bfloat16", "--device", "cpu"]
+    assert run("export", *half).exit_code == 0
+    graph = torch.export.load(tmp_path / "half.pt2").module()
+    assert graph(inputs=inputs)[0].dtype == torch.bfloat16
     refused(run("export", tmp_path / "model", tmp_path / "model.pt"), "OUT must end in .onnx or .pt2, but it is ")
 
 
