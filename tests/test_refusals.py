@@ -86,6 +86,8 @@ INPUTS = {
         "stream --device gpu",
         "stream --dtype int8",
         "evaluate_checkpoint --checkpoint narrow --test_file text.txt",
+        "evaluate_checkpoint --checkpoint shakespeare --test_file text.txt --output_file text.txt",
+        "evaluate_checkpoint --checkpoint shakespeare --test_file text.txt --output_file no/such/folder/metrics.json",
         "distill --source gpt2 --train_file text.txt --output_dir runs --layers none --block_size 8",
         "distill --source gpt2 --train_file text.txt --output_dir runs --block_size 64",
     ],

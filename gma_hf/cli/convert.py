@@ -32,11 +32,10 @@ def convert(
 
     from ..conversion import convert_checkpoint
     from ..conversion.source import open_source, open_tokenizer
-    from ..files import whole_folder
+    from ..files import check_output, whole_folder
     from ..hub.find import check_checkpoint
     from ..placing import choose_device, choose_dtype
     from ..texts import read_text
-    from .opening import check_output
 
     logging.disable_progress_bar()
     check_output("OUT", out, force, is_folder=True)

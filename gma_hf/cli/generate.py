@@ -68,9 +68,10 @@ def generate(
     """Continue a text with a model, printing each token as it is generated."""
     from transformers import TextStreamer, set_seed
 
+    from ..files import check_output
     from ..session import TextSession
     from ..state import GMAState
-    from .opening import check_output, open_model, open_tokenizer
+    from .opening import open_model, open_tokenizer
 
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused later, in a sentence

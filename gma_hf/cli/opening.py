@@ -1,7 +1,5 @@
-"""A checkpoint of the command line, opened, and the files that a command writes."""
+"""A checkpoint of the command line, opened."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import first_sentence
@@ -50,6 +48,24 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
     return model.to(place)
 
 
+def open_gma_model(name: str, device: str = "auto", dtype: str = "auto") -> "PreTrainedModel":
+    """Return the GMA model of a checkpoint with the head that it was saved with; see `open_model`."""
+    from transformers import AutoConfig
+
+    from ..hub.find import check_checkpoint
+
+    check_checkpoint(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever error it is, it lies in somebody's files
+        raise ValueError(f"CHECKPOINT {name!r} cannot be opened: {first_sentence(error)}.") from error
+    if config.model_type != "gma":
+        raise ValueError(f"CHECKPOINT must be a GMA model, but {name!r} is of type {config.model_type!r}.")
+    saved = (config.architectures or ["GMAModel"])[0]
+    auto_class = next((key for key, value in config.auto_map.items() if value.endswith(f".{saved}")), "AutoModel")
+    return open_model(name, auto_class, f"GMA model ({saved})", device, dtype)
+
+
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of a checkpoint, which must have one."""
     from transformers import AutoTokenizer
@@ -60,29 +76,3 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         raise ValueError(
             f"CHECKPOINT must hold the model's tokenizer too, but {name!r} has none that can be opened."
         ) from error
-
-
-def check_output(argument: str, path: Path, force: bool, is_folder: bool = False) -> None:
-    """
-    Refuse a file or folder that cannot be written, before anything is computed for it.
-
-    Args:
-        argument: its name, for the sentence: "--output".
-        path: where it is to be.
-        force: whether something of its kind that is there may be replaced.
-        is_folder: whether it is a folder.
-
-    Raises:
-        ValueError: if the folder above does not exist or cannot be written to, or if something is there already.
-    """
-    above = path.absolute().parent
-    if not above.is_dir():
-        raise ValueError(f"{argument} must be in a folder that exists, but {str(path.parent)!r} does not.")
-    if not os.access(above, os.W_OK):
-        raise ValueError(f"{argument} must be in a folder that can be written to, but {str(path.parent)!r} cannot.")
-    if not path.exists():
-        return
-    if not (path.is_dir() if is_folder else path.is_file()):
-        raise ValueError(f"{argument} must be a {'folder' if is_folder else 'file'}, but {str(path)!r} is none.")
-    if not force:
-        raise ValueError(f"{argument} must not exist without --force, but {str(path)!r} does.")

@@ -279,6 +279,17 @@ def test_report_replaces_files_only_if_told(tmp_path):
     assert "<html" in out.read_text()
 
 
+def test_report_says_nothing_of_weights_of_a_head(make_config, make_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    config = make_config("bidirectional", vocab_size=len(tokenizer))
+    make_model(gma_hf.GMAForMaskedLM, config).save_pretrained(tmp_path / "masked")
+    tokenizer.save_pretrained(tmp_path / "masked")
+    (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 20)
+    done = process("report", tmp_path / "masked", tmp_path / "text.txt", "-o", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert all("tokens/s]" in line for line in done.stderr.splitlines() if line)  # the progress alone
+
+
 def test_export_writes_graphs(make_config, make_model, tmp_path):
     model = make_model(gma_hf.GMAForMaskedLM, make_config("bidirectional"))
     model.save_pretrained(tmp_path / "model")
