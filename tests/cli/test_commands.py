@@ -24,6 +24,8 @@ SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
 COMMANDS = ["generate", "serve", "train", "distill", "convert", "report", "export", "card", "publish"]
 START = [sys.executable, "-W", "error", "-c", "from gma_hf_cli import app; app()"]
 
+MODULE = [sys.executable, "-W", "error", "-m", "gma_hf"]
+
 
 def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
@@ -60,6 +62,35 @@ assert not {{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys()
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
     completion = os.environ | {"_GMA_HF_COMPLETE": "complete_bash", "COMP_WORDS": "gma-hf gen", "COMP_CWORD": "1"}
     assert process(env=completion).stdout.strip() == "generate"
+
+
+def test_as_a_module_it_imports_no_more(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["torch"] = None\n')
+    without_torch = {"env": os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, "cwd": tmp_path}
+    for argument, said in [("--help", "--install-completion"), ("--version", f"gma-hf {gma_hf.__version__}\n")]:
+        done = subprocess.run([*MODULE, argument], capture_output=True, text=True, timeout=60, **without_torch)
+        assert (done.returncode, done.stderr) == (0, "") and said in done.stdout
+
+
+def test_as_a_module_it_runs_commands():
+    command = [*MODULE, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "5", "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    # Another program that is started so finds the whole package
+    code = (
+        "import sys; sys.argv[0] = '-m'; import gma_hf; from transformers import AutoConfig as c; c.for_model('gma')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("program", "command"), [("gma-hf", [*MODULE, "card", "x"]), ("demo", [*MODULE[:-1], "gma_hf.recipes.demo"])]
+)
+def test_ctrl_c_while_torch_is_imported_ends_it_in_a_sentence(program, command, tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    path = {"env": os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, "cwd": tmp_path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **path)
+    assert (done.returncode, done.stderr) == (130, f"{program}: interrupted.\n")
 
 
 LEFT = "what reads the output has left before its end.\n"

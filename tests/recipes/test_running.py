@@ -162,6 +162,12 @@ def test_a_missing_extra_says_what_installs_it(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_what_libraries_say_that_are_merely_installed_is_not_shown():
+    command = [sys.executable, "-m", "gma_hf.recipes.demo", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and "--max_new_tokens" in done.stdout
+
+
 def test_an_interrupted_training_ends_with_130(tmp_path):
     steps = ["--max_steps", 1_000_000, "--logging_steps", 1, "--save_strategy", "no", "--disable_tqdm", True]
     arguments = [*READ, "--block_size", 32, *steps, "--output_dir", tmp_path / "run"]
