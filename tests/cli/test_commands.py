@@ -310,6 +310,16 @@ def test_report_replaces_files_only_if_told(tmp_path):
     assert "<html" in out.read_text()
 
 
+def test_report_of_a_model_with_few_positions(make_config, make_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    config = make_config("causal", vocab_size=len(tokenizer), max_position_embeddings=16)
+    make_model(gma_hf.GMAForCausalLM, config).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    text = ROOT / "tests" / "data" / "shakespeare.txt"
+    result = run("report", tmp_path / "short", text, "-o", tmp_path / "report.html", "--max-tokens", 64)
+    assert result.exit_code == 0, result.stderr
+
+
 def test_report_says_nothing_of_weights_of_a_head(make_config, make_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     config = make_config("bidirectional", vocab_size=len(tokenizer))
