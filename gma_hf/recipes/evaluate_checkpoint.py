@@ -37,7 +37,7 @@ from .classify import class_names, labelled, tokenize
 from .metrics import ACCURACY, TOKEN_LOSS
 from .models import check_vocabulary, opened
 from .running import run, train_extra
-from .texts import blocks_of, load_data_set, load_files
+from .texts import blocks_of, load_data_set, load_files, with_text
 from .train_mlm import masked_once
 
 
@@ -68,13 +68,15 @@ class EvaluationArguments:
 
 
 def load_texts(args: EvaluationArguments) -> Dataset:
-    """Return one split of a data set, or what files hold."""
+    """Return one split of a data set, or what files hold, where it has a text."""
     if (args.dataset_name is None) == (args.test_file is None):
         given = "neither" if args.test_file is None else "both"
         raise ValueError(f"Exactly one of `dataset_name` and `test_file` must be given, but {given} are.")
     if args.dataset_name is not None:
-        return load_data_set(args.dataset_name, args.dataset_config_name, args.split)
-    return load_files({"test": args.test_file})["test"]
+        texts = load_data_set(args.dataset_name, args.dataset_config_name, args.split)
+    else:
+        texts = load_files({"test": args.test_file})["test"]
+    return with_text(texts, args.text_column)
 
 
 def at_most(examples: Dataset, count: int | None) -> Dataset:

@@ -33,6 +33,7 @@ def folder(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.parquet").write_text("no parquet")
     (tmp_path / "table.csv").write_text("text,label,number\na,0,1\nb,1,2\n")
+    (tmp_path / "tokens.jsonl").write_text('{"input_ids": [1, 999], "label": 0}\n' * 20)
     (tmp_path / "wrong.yaml").write_text("learning_rat: 1\n")
     (tmp_path / "broken.yaml").write_text("a: [\n")
     (tmp_path / "no_checkpoint").mkdir()
@@ -64,6 +65,16 @@ def folder(tmp_path):
             train_clm.main,
             ["--train_file", "table.csv", "--text_column", "number", *SCRATCH],
             "`text_column` must hold",
+        ),
+        (
+            train_clm.main,
+            ["--train_file", "tokens.jsonl", "--text_column", "input_ids", *SCRATCH],
+            "`text_column` must hold text, but 'input_ids' holds List(Value('int64')).",
+        ),
+        (
+            evaluate_checkpoint.main,
+            ["--checkpoint", SHIPPED, "--test_file", "tokens.jsonl", "--text_column", "input_ids"],
+            "`text_column` must hold text, but 'input_ids' holds List(Value('int64')).",
         ),
         (train_clm.main, ["--dataset_name", "no/such", *SCRATCH], "`dataset_name` must be a data set of the Hub or a"),
         (train_clm.main, SCRATCH, "Exactly one of `dataset_name` and `train_file` must be given, but neither are"),
