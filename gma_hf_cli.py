@@ -3,7 +3,8 @@
 
 Importing gma_hf imports both, so that the Auto classes know its models: seconds that `--help` and the completion of a
 shell should not take. So the package is made known here without being executed, and `gma_hf.cli.loading.load` executes
-it, as any import would, before a command runs. No other program does so: `import gma_hf` is always whole.
+it, as any import would, before a command runs. `gma_hf/__init__.py` does the like for `python -m gma_hf`, and for no
+other program: `import gma_hf` is always whole.
 """
 
 import sys

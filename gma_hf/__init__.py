@@ -4,44 +4,10 @@ Gaussian Mixture Attention for Hugging Face Transformers.
 Importing this package makes the Auto classes of Transformers know the model type `"gma"`.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
-
-from .conversion import convert_checkpoint
-from .hub.publish import publish
-from .model.configuration_gma import GMAConfig
-from .model.modeling_gma import (
-    GMAForCausalLM,
-    GMAForMaskedLM,
-    GMAForMultipleChoice,
-    GMAForQuestionAnswering,
-    GMAForSequenceClassification,
-    GMAForTokenClassification,
-    GMAModel,
-    GMAPreTrainedModel,
-)
-from .state import GMAState
+from .starting import module_to_run, start_recipe
 
 
 __version__ = "0.1.0"
-
-AutoConfig.register("gma", GMAConfig)
-AutoModel.register(GMAConfig, GMAModel)
-AutoModelForCausalLM.register(GMAConfig, GMAForCausalLM)
-AutoModelForMaskedLM.register(GMAConfig, GMAForMaskedLM)
-AutoModelForSequenceClassification.register(GMAConfig, GMAForSequenceClassification)
-AutoModelForTokenClassification.register(GMAConfig, GMAForTokenClassification)
-AutoModelForQuestionAnswering.register(GMAConfig, GMAForQuestionAnswering)
-AutoModelForMultipleChoice.register(GMAConfig, GMAForMultipleChoice)
-
 __all__ = [
     "GMAConfig",
     "GMAForCausalLM",
@@ -56,3 +22,27 @@ __all__ = [
     "convert_checkpoint",
     "publish",
 ]
+
+_module = module_to_run()
+if _module.startswith(f"{__name__}.recipes."):
+    start_recipe(_module.rpartition(".")[2])
+
+# Not yet for `python -m gma_hf`, whose --help needs nothing of it: `gma_hf.cli.loading.load` executes this file again
+if _module != __name__:
+    from .auto import register
+    from .conversion import convert_checkpoint
+    from .hub.publish import publish
+    from .model.configuration_gma import GMAConfig
+    from .model.modeling_gma import (
+        GMAForCausalLM,
+        GMAForMaskedLM,
+        GMAForMultipleChoice,
+        GMAForQuestionAnswering,
+        GMAForSequenceClassification,
+        GMAForTokenClassification,
+        GMAModel,
+        GMAPreTrainedModel,
+    )
+    from .state import GMAState
+
+    register()

@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn, TextIO
 
 
-REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last is what a shell gives for its own tools
+REFUSED, INTERRUPTED = 2, 130  # exit statuses
 
 
 class MissingExtra(ImportError):
@@ -36,26 +37,37 @@ def refusals(program: str = "gma-hf") -> Iterator[None]:
     """
     End the process with one sentence where the block raises an error that is due to its input.
 
-    Wrong values, files that cannot be read or written, and libraries that are missing end it as wrong usage does, with
-    the sentence `program: ...` on the standard error and exit status 2; Ctrl-C ends it with 130, and a reader of the
-    output that has left (`| head`) with 141 and no word. Any other error is a fault of the program and keeps its
-    traceback.
+    Wrong values, files that cannot be read or written, libraries that are missing and a reader of the output that has
+    left (`| head`) end it as wrong usage does, with the sentence `program: ...` on the standard error and exit status
+    2; Ctrl-C ends it with 130. Any other error is a fault of the program and keeps its traceback.
     """
     try:
-        yield
-        sys.stdout.flush()  # a reader that has left shows here at the latest, and not when the interpreter ends
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # a reader that has left shows here at the latest, and not when the interpreter ends
     except KeyboardInterrupt:
-        print(f"{program}: interrupted.", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        _end(program, "interrupted.", INTERRUPTED)
     except (ValueError, OSError, MissingExtra) as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            # What is left in the buffer would be written to the pipe when the interpreter ends. In tests the standard
-            # output is no file
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(BROKEN_PIPE) from None
-        print(f"{program}: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(REFUSED) from error
+            _drop(sys.stdout)
+            _end(program, "what reads the output has left before its end.", REFUSED)
+        _end(program, sentence(error), REFUSED, error)
+
+
+def _end(program: str, says: str, status: int, cause: BaseException | None = None) -> NoReturn:
+    """End the process with a sentence; with `2>&1 | head`, there may be nobody to read that either."""
+    try:
+        print(f"{program}: {says}", file=sys.stderr)
+    except BrokenPipeError:
+        _drop(sys.stderr)
+    raise SystemExit(status) from cause
+
+
+def _drop(stream: TextIO) -> None:
+    """Drop what is left in the buffer of a stream whose pipe is broken: the interpreter would write it at its end."""
+    with suppress(OSError, ValueError):  # in tests it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

@@ -36,7 +36,8 @@ class Encoder(nn.Module):
 
     def example(self) -> dict[str, dict[str, Tensor]]:
         """Arguments of `forward` to trace it with."""
-        return {"inputs": {name: torch.ones(BATCH, LENGTH, dtype=torch.long) for name in self.input_names}}
+        size, kind = (BATCH, LENGTH), {"dtype": torch.long, "device": self.model.device}
+        return {"inputs": {name: torch.ones(size, **kind) for name in self.input_names}}
 
     def dynamic_shapes(self) -> dict[str, dict[str, dict[int, Dim]]]:
         """Batch and length are left open."""
@@ -64,18 +65,19 @@ class DecoderStep(nn.Module):
 
     def initial_state(self, batch: int = 1) -> dict[str, Tensor]:
         """The state of `batch` rows before the first token."""
-        config, state = self.model.config, {}
+        config, device, state = self.model.config, self.model.device, {}
         for index in range(config.num_hidden_layers):
             for name, shape in shapes_of(config).items():
                 dtype = torch.float32 if name == "state" else self.model.dtype
-                state[f"layers.{index}.{name}"] = torch.zeros(batch, *shape, dtype=dtype)
+                state[f"layers.{index}.{name}"] = torch.zeros(batch, *shape, dtype=dtype, device=device)
         if config.position_limit is not None:
-            state["position"] = torch.zeros(batch, 1, dtype=torch.long)
+            state["position"] = torch.zeros(batch, 1, dtype=torch.long, device=device)
         return state
 
     def example(self) -> dict[str, Tensor | dict[str, Tensor]]:
         """Arguments of `forward` to trace it with."""
-        return {"input_ids": torch.ones(BATCH, 1, dtype=torch.long), "state": self.initial_state(BATCH)}
+        ids = torch.ones(BATCH, 1, dtype=torch.long, device=self.model.device)
+        return {"input_ids": ids, "state": self.initial_state(BATCH)}
 
     def dynamic_shapes(self) -> dict[str, dict]:
         """The batch is left open."""
@@ -119,7 +121,7 @@ def for_export(model: PreTrainedModel) -> Encoder | DecoderStep:
 
 def export(model: PreTrainedModel) -> ExportedProgram:
     """
-    `model` (on the CPU, in inference) by `torch.export`: see `Encoder` (bidirectional, batch and length open) and
+    `model` (in inference, on its device) by `torch.export`: see `Encoder` (bidirectional, batch and length open) and
     `DecoderStep` (causal, batch open) for what goes in and out.
 
     Raises:

@@ -8,6 +8,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_output(argument: str, path: Path, force: bool, is_folder: bool = False) -> None:
+    """
+    Refuse a file or folder that cannot be written, before anything is computed for it.
+
+    Args:
+        argument: its name, for the sentence: "--output".
+        path: where it is to be.
+        force: whether something of its kind that is there may be replaced.
+        is_folder: whether it is a folder.
+
+    Raises:
+        ValueError: if the folder above does not exist or cannot be written to, or if something is there already.
+    """
+    above = path.absolute().parent
+    if not above.is_dir():
+        raise ValueError(f"{argument} must be in a folder that exists, but {str(path.parent)!r} does not.")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{argument} must be in a folder that can be written to, but {str(path.parent)!r} cannot.")
+    if not path.exists():
+        return
+    if not (path.is_dir() if is_folder else path.is_file()):
+        raise ValueError(f"{argument} must be a {'folder' if is_folder else 'file'}, but {str(path)!r} is none.")
+    if not force:
+        raise ValueError(f"{argument} must not exist without --force, but {str(path)!r} does.")
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """

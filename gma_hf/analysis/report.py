@@ -118,7 +118,9 @@ def _plane(means: torch.Tensor, tokens: torch.Tensor) -> dict[str, Any]:
 
 
 def _read(analysis: Analysis, text: str, tokens: int) -> dict[str, torch.Tensor]:
-    """A batch of the first so many tokens of a text, with those that the tokenizer puts around it."""
+    """A batch of the first so many tokens that the model reads of a text, with those put around it."""
+    limit = analysis.model.config.position_limit
+    tokens = tokens if limit is None else min(tokens, limit)
     encoded = analysis.tokenizer(text, truncation=True, max_length=tokens, return_tensors="pt", verbose=False)
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 

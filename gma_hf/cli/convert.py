@@ -21,25 +21,32 @@ def convert(
             exists=True, dir_okay=False, help="Text file, one text per line, that the components are fitted to."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda:0.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights at OUT: auto (the source's), float32, bfloat16, float16.")
+    ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a folder at OUT.")] = False,
 ) -> None:
     """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer if it has one."""
     from transformers.utils import logging
 
     from ..conversion import convert_checkpoint
-    from ..conversion.source import open_tokenizer
-    from ..files import whole_folder
+    from ..conversion.source import open_source, open_tokenizer
+    from ..files import check_output, whole_folder
     from ..hub.find import check_checkpoint
+    from ..placing import choose_device, choose_dtype
     from ..texts import read_text
-    from .opening import check_output
 
     logging.disable_progress_bar()
     check_output("OUT", out, force, is_folder=True)
+    place, weights = choose_device(device), choose_dtype(dtype)
     check_checkpoint(source, "SOURCE")
     texts = None
     if calibration is not None:
         texts = [line for line in read_text(calibration, "--calibration").splitlines() if line.strip()]
-    model = convert_checkpoint(source, layers=layers, num_components=num_components, calibration=texts)
+    opened = open_source(source).to(place)
+    model = convert_checkpoint(opened, layers=layers, num_components=num_components, calibration=texts)
+    model.to(dtype=weights)
     tokenizer = open_tokenizer(source)
     with whole_folder(out, replace=force) as written:
         model.save_pretrained(written)

@@ -63,14 +63,15 @@ def generate(
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda:0.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto (the checkpoint's), float32, bfloat16, float16.")
-    ] = ("auto"),
+    ] = "auto",
 ) -> None:
     """Continue a text with a model, printing each token as it is generated."""
     from transformers import TextStreamer, set_seed
 
+    from ..files import check_output
     from ..session import TextSession
     from ..state import GMAState
-    from .opening import check_output, open_model, open_tokenizer
+    from .opening import open_model, open_tokenizer
 
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused later, in a sentence

@@ -1,18 +1,12 @@
-"""A checkpoint of the command line, opened, and the files that a command writes."""
+"""A checkpoint of the command line, opened."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import first_sentence
 
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtype: str = "auto") -> "PreTrainedModel":
@@ -26,7 +20,7 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
         auto_class: name of the Auto class that opens it.
         kind: what CHECKPOINT must be, for the sentence: "causal language model".
         device: as torch names it, or "auto": the GPU if there is one.
-        dtype: one of `DTYPES`; "auto" is that of the checkpoint.
+        dtype: float32, bfloat16, float16, or "auto": that of the checkpoint.
 
     Raises:
         ValueError: if the checkpoint cannot be opened so, or for an unknown device or dtype.
@@ -34,17 +28,16 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
     import transformers
 
     from ..hub.find import check_checkpoint, check_is_causal
+    from ..placing import choose_device, choose_dtype
 
-    place = choose_device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but it is {dtype!r}.")
+    place, weights = choose_device(device), choose_dtype(dtype)
     check_checkpoint(name)
     transformers.utils.logging.disable_progress_bar()
     try:
         if auto_class == "AutoModelForCausalLM":
             check_is_causal(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
         model, report = getattr(transformers, auto_class).from_pretrained(
-            name, trust_remote_code=False, dtype=dtype, output_loading_info=True
+            name, trust_remote_code=False, dtype=weights or "auto", output_loading_info=True
         )
     except Exception as error:  # whatever error it is, it lies in somebody's files
         raise ValueError(
@@ -53,6 +46,24 @@ def open_model(name: str, auto_class: str, kind: str, device: str = "auto", dtyp
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"CHECKPOINT must hold all weights of a {kind}, but {name!r} has none for {missing[0]!r}.")
     return model.to(place)
+
+
+def open_gma_model(name: str, device: str = "auto", dtype: str = "auto") -> "PreTrainedModel":
+    """Return the GMA model of a checkpoint with the head that it was saved with; see `open_model`."""
+    from transformers import AutoConfig
+
+    from ..hub.find import check_checkpoint
+
+    check_checkpoint(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever error it is, it lies in somebody's files
+        raise ValueError(f"CHECKPOINT {name!r} cannot be opened: {first_sentence(error)}.") from error
+    if config.model_type != "gma":
+        raise ValueError(f"CHECKPOINT must be a GMA model, but {name!r} is of type {config.model_type!r}.")
+    saved = (config.architectures or ["GMAModel"])[0]
+    auto_class = next((key for key, value in config.auto_map.items() if value.endswith(f".{saved}")), "AutoModel")
+    return open_model(name, auto_class, f"GMA model ({saved})", device, dtype)
 
 
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -65,43 +76,3 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         raise ValueError(
             f"CHECKPOINT must hold the model's tokenizer too, but {name!r} has none that can be opened."
         ) from error
-
-
-def choose_device(name: str) -> "torch.device":
-    """Return the device of a name; "auto" is the GPU if there is one."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise ValueError(
-            f"--device must be auto or a device of this machine, as cpu or cuda:0, but it is {name!r}."
-        ) from error
-
-
-def check_output(argument: str, path: Path, force: bool, is_folder: bool = False) -> None:
-    """
-    Refuse a file or folder that cannot be written, before anything is computed for it.
-
-    Args:
-        argument: its name, for the sentence: "--output".
-        path: where it is to be.
-        force: whether something of its kind that is there may be replaced.
-        is_folder: whether it is a folder.
-
-    Raises:
-        ValueError: if the folder above does not exist or cannot be written to, or if something is there already.
-    """
-    above = path.absolute().parent
-    if not above.is_dir():
-        raise ValueError(f"{argument} must be in a folder that exists, but {str(path.parent)!r} does not.")
-    if not os.access(above, os.W_OK):
-        raise ValueError(f"{argument} must be in a folder that can be written to, but {str(path.parent)!r} cannot.")
-    if not path.exists():
-        return
-    if not (path.is_dir() if is_folder else path.is_file()):
-        raise ValueError(f"{argument} must be a {'folder' if is_folder else 'file'}, but {str(path)!r} is none.")
-    if not force:
-        raise ValueError(f"{argument} must not exist without --force, but {str(path)!r} does.")

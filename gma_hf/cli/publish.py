@@ -16,8 +16,8 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Replace a folder at --to-folder.")] = False,
 ) -> None:
     """Upload a checkpoint with its card and the code that opens it without gma_hf, in one commit."""
+    from ..files import check_output
     from ..hub.publish import publish as publish_checkpoint
-    from .opening import check_output
 
     if to_folder is not None:
         check_output("--to-folder", to_folder, force, is_folder=True)

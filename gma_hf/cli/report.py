@@ -29,9 +29,10 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Show what the components of a GMA model learned, as one HTML file."""
+    from ..files import check_output
     from ..session import longest_text
     from ..texts import check_text
-    from .opening import check_output, open_model, open_tokenizer
+    from .opening import open_gma_model, open_tokenizer
 
     for option, path in (("-o", output), ("--json", json_file)):
         if path is not None:
@@ -46,9 +47,7 @@ def report(
     if json_file is not None and output.resolve() == json_file.resolve():
         raise ValueError(f"-o and --json must be two files, but both are {str(output)!r}.")
     check_text(text, "TEXT")
-    model, tokenizer = open_model(checkpoint, "AutoModel", "GMA model", device), open_tokenizer(checkpoint)
-    if model.config.model_type != "gma":
-        raise ValueError(f"CHECKPOINT must be a GMA model, but {checkpoint!r} is a {type(model).__name__}.")
+    model, tokenizer = open_gma_model(checkpoint, device), open_tokenizer(checkpoint)
     files = {"json_file": json_file, "csv_folder": csv_folder, "png_folder": png_folder}
     if sequence_length is None:
         limit = longest_text(model.config)

@@ -43,7 +43,7 @@ from .listops import SYMBOLS, make_listops
 from .metrics import ACCURACY
 from .models import encoder_fields, load_model
 from .running import run, train_extra
-from .texts import DataArguments, load_text, with_text
+from .texts import DataArguments, holds_text, load_text, with_text
 from .tokenizing import load_encoder_tokenizer, word_tokenizer
 from .training import Start, finished_metrics, train_and_evaluate
 
@@ -90,7 +90,7 @@ def class_names(examples: Dataset) -> list[str] | None:
     kind = examples.features["label"]
     if isinstance(kind, ClassLabel):
         return kind.names
-    return sorted(examples.unique("label")) if kind.dtype in ("string", "large_string") else None
+    return sorted(examples.unique("label")) if holds_text(kind) else None
 
 
 def labelled(texts: Dataset, text_column: str, label_column: str) -> Dataset:

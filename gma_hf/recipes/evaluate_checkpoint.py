@@ -31,13 +31,13 @@ from transformers import (
     default_data_collator,
 )
 
-from ..files import whole_file
+from ..files import check_output, whole_file
 from .arguments import RunArguments, parse
 from .classify import class_names, labelled, tokenize
 from .metrics import ACCURACY, TOKEN_LOSS
 from .models import check_vocabulary, opened
 from .running import run, train_extra
-from .texts import blocks_of, load_data_set, load_files
+from .texts import blocks_of, load_data_set, load_files, with_text
 from .train_mlm import masked_once
 
 
@@ -64,16 +64,19 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Of what is masked."})
     batch_size: int = field(default=16, metadata={"help": "Blocks or texts at a time."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
+    force: bool = field(default=False, metadata={"help": "Replace a file at output_file."})
 
 
 def load_texts(args: EvaluationArguments) -> Dataset:
-    """Return one split of a data set, or what files hold."""
+    """Return one split of a data set, or what files hold, where it has a text."""
     if (args.dataset_name is None) == (args.test_file is None):
         given = "neither" if args.test_file is None else "both"
         raise ValueError(f"Exactly one of `dataset_name` and `test_file` must be given, but {given} are.")
     if args.dataset_name is not None:
-        return load_data_set(args.dataset_name, args.dataset_config_name, args.split)
-    return load_files({"test": args.test_file})["test"]
+        texts = load_data_set(args.dataset_name, args.dataset_config_name, args.split)
+    else:
+        texts = load_files({"test": args.test_file})["test"]
+    return with_text(texts, args.text_column)
 
 
 def at_most(examples: Dataset, count: int | None) -> Dataset:
@@ -148,6 +151,8 @@ TASKS = {
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Print and return the metrics."""
     args, _ = parse((EvaluationArguments, RunArguments), arguments)
+    if args.output_file is not None:
+        check_output("`output_file`", Path(args.output_file), args.force)
     architecture = (opened(AutoConfig, args.checkpoint, "checkpoint").architectures or ["none"])[0]
     known = {name: [model.__name__ for model in auto._model_mapping.values()] for name, (auto, _) in TASKS.items()}
     tasks = [TASKS[name] for name, models in known.items() if architecture in models]
@@ -160,7 +165,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     metrics = task(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, args)
     text = json.dumps(metrics, indent=1)
     if args.output_file is not None:
-        Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(args.output_file) as path:
             path.write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from ..placing import choose_device, choose_dtype
 from .arguments import parse
 from .models import SHIPPED_HELP, open_causal
 from .running import run
@@ -33,6 +34,10 @@ class StreamArguments:
     prompt: str = field(default="ROMEO:\n", metadata={"help": "How the text starts."})
     max_new_tokens: int = field(default=400, metadata={"help": "Tokens to generate."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    device: str = field(default="auto", metadata={"help": "Where to compute: auto, cpu, cuda:0."})
+    dtype: str = field(
+        default="auto", metadata={"help": "Of the weights: auto (the checkpoint's), float32, bfloat16, float16."}
+    )
 
 
 def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **choices: Any) -> Iterator[str]:
@@ -48,7 +53,7 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
 
     choices["stopping_criteria"] = StoppingCriteriaList([*choices.get("stopping_criteria", ()), stops])
     with ThreadPoolExecutor(max_workers=1) as thread:
-        inputs = tokenizer(prompt, return_tensors="pt")
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
         generation = thread.submit(model.generate, **inputs, streamer=streamer, **choices)
         generation.add_done_callback(lambda _: streamer.end())  # or an error there would leave us waiting here
         try:
@@ -62,7 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Print each piece at once; put your own use of it here."""
     (args,) = parse((StreamArguments,), arguments)
     set_seed(args.seed)
+    place, weights = choose_device(args.device, "`device`"), choose_dtype(args.dtype, "`dtype`")
     model, tokenizer = open_causal(args.checkpoint)
+    model.to(place, weights)
     if not args.prompt:
         raise ValueError("`prompt` must hold at least one character, but it is ''.")
     choices = {"max_new_tokens": args.max_new_tokens, "do_sample": True}

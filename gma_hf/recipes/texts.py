@@ -11,7 +11,8 @@ from .running import train_extra
 
 
 with train_extra():
-    from datasets import Dataset, DatasetDict, load_dataset
+    from datasets import Dataset, DatasetDict, Value, load_dataset
+    from datasets.features.features import FeatureType
 
 
 # What reads a file, by the ending of its name; any other file is plain text.
@@ -104,11 +105,17 @@ def with_text(texts: Dataset, column: str) -> Dataset:
     """Return the rows that have a text, or refuse a column that has none."""
     if column not in texts.column_names:
         raise ValueError(f"`text_column` must be one of {texts.column_names}, but it is {column!r}.")
-    if texts.features[column].dtype not in ("string", "large_string"):
-        raise ValueError(f"`text_column` must hold text, but {column!r} holds {texts.features[column].dtype}.")
+    kind = texts.features[column]
+    if not holds_text(kind):
+        raise ValueError(f"`text_column` must hold text, but {column!r} holds {getattr(kind, 'dtype', kind)}.")
     if texts.data.column(column).null_count:
         return texts.filter(lambda text: text is not None, input_columns=column, desc="Without empty rows")
     return texts
+
+
+def holds_text(kind: FeatureType) -> bool:
+    """Return whether a column of a kind holds text; one of token ids, say, does not."""
+    return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
 
 
 def hold_out_end(texts: Dataset, column: str, fraction: float) -> tuple[Dataset, Dataset]:

@@ -24,6 +24,8 @@ SHIPPED = ROOT / "model_cards" / "gma-shakespeare"
 COMMANDS = ["generate", "serve", "train", "distill", "convert", "report", "export", "card", "publish"]
 START = [sys.executable, "-W", "error", "-c", "from gma_hf_cli import app; app()"]
 
+MODULE = [sys.executable, "-W", "error", "-m", "gma_hf"]
+
 
 def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
@@ -62,17 +64,59 @@ assert not {{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys()
     assert process(env=completion).stdout.strip() == "generate"
 
 
-def test_a_reader_that_leaves_ends_it_quietly():
-    with subprocess.Popen(
-        [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
+def test_as_a_module_it_imports_no_more(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["torch"] = None\n')
+    without_torch = {"env": os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, "cwd": tmp_path}
+    for argument, said in [("--help", "--install-completion"), ("--version", f"gma-hf {gma_hf.__version__}\n")]:
+        done = subprocess.run([*MODULE, argument], capture_output=True, text=True, timeout=60, **without_torch)
+        assert (done.returncode, done.stderr) == (0, "") and said in done.stdout
+
+
+def test_as_a_module_it_runs_commands():
+    command = [*MODULE, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "5", "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    # Another program that is started so finds the whole package
+    code = (
+        "import sys; sys.argv[0] = '-m'; import gma_hf; from transformers import AutoConfig as c; c.for_model('gma')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("program", "command"), [("gma-hf", [*MODULE, "card", "x"]), ("demo", [*MODULE[:-1], "gma_hf.recipes.demo"])]
+)
+def test_ctrl_c_while_torch_is_imported_ends_it_in_a_sentence(program, command, tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    path = {"env": os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, "cwd": tmp_path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **path)
+    assert (done.returncode, done.stderr) == (130, f"{program}: interrupted.\n")
+
+
+LEFT = "what reads the output has left before its end.\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("gma-hf", [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"]),
+        ("stream", [sys.executable, "-m", "gma_hf.recipes.stream", "--max_new_tokens", "2000"]),
+    ],
+)
+def test_a_reader_that_leaves_ends_it_in_a_sentence(program, command):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
         assert running.stdout.read(1)
         running.stdout.close()
-        assert running.stderr.read() == ""
-        assert running.wait(timeout=60) == 141
+        assert running.stderr.read().endswith(f"{program}: {LEFT}")
+        assert running.wait(timeout=60) == 2
+
+
+def test_a_reader_that_leaves_with_both_outputs():
+    command = [*START, "generate", str(SHIPPED), "ROMEO:\n", "--max-new-tokens", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.wait(timeout=60) == 2
 
 
 def test_ctrl_c_ends_it_in_a_sentence():
@@ -99,7 +143,7 @@ def test_each_error_has_its_status(capsys):
         assert ended.value.code == 2 and capsys.readouterr().err.startswith(f"name: {said}")
     for error, status, said in [
         (KeyboardInterrupt(), 130, "gma-hf: interrupted.\n"),
-        (BrokenPipeError(32, ""), 141, ""),
+        (BrokenPipeError(32, ""), 2, f"gma-hf: {LEFT}"),
     ]:
         with pytest.raises(SystemExit) as ended, refusals():
             raise error
@@ -231,6 +275,18 @@ def test_convert_says_what_comes_next(source, tmp_path):
     assert "without --calibration" not in fitted.stderr
 
 
+def test_convert_writes_the_dtype_that_is_asked_for(source, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be.\n" * 20)
+    options = [source, tmp_path / "gma", "--num-components", 4, "--calibration", text, "--device", "cpu"]
+    assert run("convert", *options, "--dtype", "bfloat16").exit_code == 0
+    model = gma_hf.GMAForCausalLM.from_pretrained(tmp_path / "gma")
+    assert model.dtype == model.model.layers[0].attention.o_proj.weight.dtype == torch.bfloat16
+    assert model.model.layers[0].attention.mixture.means.dtype == torch.float32
+    assert run("convert", *options, "--force").exit_code == 0
+    assert gma_hf.GMAForCausalLM.from_pretrained(tmp_path / "gma").dtype == torch.float32
+
+
 def test_convert_replaces_a_folder_only_if_told(source, tmp_path):
     out = tmp_path / "gma"
     out.mkdir()
@@ -254,6 +310,27 @@ def test_report_replaces_files_only_if_told(tmp_path):
     assert "<html" in out.read_text()
 
 
+def test_report_of_a_model_with_few_positions(make_config, make_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    config = make_config("causal", vocab_size=len(tokenizer), max_position_embeddings=16)
+    make_model(gma_hf.GMAForCausalLM, config).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    text = ROOT / "tests" / "data" / "shakespeare.txt"
+    result = run("report", tmp_path / "short", text, "-o", tmp_path / "report.html", "--max-tokens", 64)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_report_says_nothing_of_weights_of_a_head(make_config, make_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    config = make_config("bidirectional", vocab_size=len(tokenizer))
+    make_model(gma_hf.GMAForMaskedLM, config).save_pretrained(tmp_path / "masked")
+    tokenizer.save_pretrained(tmp_path / "masked")
+    (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 20)
+    done = process("report", tmp_path / "masked", tmp_path / "text.txt", "-o", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert all("tokens/s]" in line for line in done.stderr.splitlines() if line)  # the progress alone
+
+
 def test_export_writes_graphs(make_config, make_model, tmp_path):
     model = make_model(gma_hf.GMAForMaskedLM, make_config("bidirectional"))
     model.save_pretrained(tmp_path / "model")
@@ -267,6 +344,10 @@ def test_export_writes_graphs(make_config, make_model, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(graph(inputs=inputs)[0], model(**inputs).logits, rtol=1e-4, atol=1e-5)
     refused(run("export", tmp_path / "model", tmp_path / "model.pt2"), "OUT must not exist without --force, but ")
+    half = [tmp_path / "model", tmp_path / "half.pt2", "--dtype", "bfloat16", "--device", "cpu"]
+    assert run("export", *half).exit_code == 0
+    graph = torch.export.load(tmp_path / "half.pt2").module()
+    assert graph(inputs=inputs)[0].dtype == torch.bfloat16
     refused(run("export", tmp_path / "model", tmp_path / "model.pt"), "OUT must end in .onnx or .pt2, but it is ")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, DynamicCache
 
 from gma_hf import (
@@ -43,6 +44,13 @@ def read(step, ids, state):
     for token in ids.T:
         logits, state = step(input_ids=token[:, None], state=state)
     return logits, state
+
+
+@pytest.mark.parametrize("name", ["bidirectional", "causal_additions"])
+def test_it_is_traced_on_the_device_of_the_model(make_config, make_model, name):
+    model = make_model(ENCODERS.get(name, GMAForCausalLM), make_config(name))
+    tensors = tree_leaves(for_export(model).to("meta").example())
+    assert len(tensors) >= 3 and all(tensor.device.type == "meta" for tensor in tensors)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

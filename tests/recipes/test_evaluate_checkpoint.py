@@ -1,5 +1,6 @@
 """A checkpoint that is evaluated: the loss is the model's own, by token."""
 
+import json
 import math
 from pathlib import Path
 
@@ -36,6 +37,17 @@ def test_an_architecture_of_transformers(tmp_path):
     given = ["--checkpoint", tmp_path, "--test_file", TEXT, "--block_size", 32, "--max_examples", 2]
     metrics = evaluate_checkpoint.main([str(argument) for argument in given])
     assert metrics["tokens"] == 2 * 31 and metrics["loss"] == pytest.approx(math.log(257), abs=0.3)
+
+
+def test_a_file_is_replaced_only_if_told(tmp_path):
+    out = tmp_path / "metrics.json"
+    out.write_text("by hand")
+    given = ["--checkpoint", SHIPPED, "--test_file", TEXT, "--max_examples", 2, "--output_file", out]
+    with pytest.raises(ValueError, match="`output_file` must not exist without --force, but "):
+        evaluate_checkpoint.main([str(argument) for argument in given])
+    assert out.read_text() == "by hand"
+    metrics = evaluate_checkpoint.main([str(argument) for argument in (*given, "--force")])
+    assert json.loads(out.read_text()) == metrics
 
 
 def test_what_is_no_task_is_refused(tmp_path):

@@ -33,6 +33,7 @@ def folder(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.parquet").write_text("no parquet")
     (tmp_path / "table.csv").write_text("text,label,number\na,0,1\nb,1,2\n")
+    (tmp_path / "tokens.jsonl").write_text('{"input_ids": [1, 999], "label": 0}\n' * 20)
     (tmp_path / "wrong.yaml").write_text("learning_rat: 1\n")
     (tmp_path / "broken.yaml").write_text("a: [\n")
     (tmp_path / "no_checkpoint").mkdir()
@@ -64,6 +65,16 @@ def folder(tmp_path):
             train_clm.main,
             ["--train_file", "table.csv", "--text_column", "number", *SCRATCH],
             "`text_column` must hold",
+        ),
+        (
+            train_clm.main,
+            ["--train_file", "tokens.jsonl", "--text_column", "input_ids", *SCRATCH],
+            "`text_column` must hold text, but 'input_ids' holds List(Value('int64')).",
+        ),
+        (
+            evaluate_checkpoint.main,
+            ["--checkpoint", SHIPPED, "--test_file", "tokens.jsonl", "--text_column", "input_ids"],
+            "`text_column` must hold text, but 'input_ids' holds List(Value('int64')).",
         ),
         (train_clm.main, ["--dataset_name", "no/such", *SCRATCH], "`dataset_name` must be a data set of the Hub or a"),
         (train_clm.main, SCRATCH, "Exactly one of `dataset_name` and `train_file` must be given, but neither are"),
@@ -160,6 +171,12 @@ def test_a_missing_extra_says_what_installs_it(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith('train_clm: A recipe needs `pip install "gma-hf[train]"`')
     assert "Traceback" not in ended.stderr
+
+
+def test_what_libraries_say_that_are_merely_installed_is_not_shown():
+    command = [sys.executable, "-m", "gma_hf.recipes.demo", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and "--max_new_tokens" in done.stdout
 
 
 def test_an_interrupted_training_ends_with_130(tmp_path):

@@ -60,3 +60,5 @@ def test_an_error_of_the_thread_comes_out(opened):
 def test_command(capsys):
     stream.main(["--prompt", "JULIET:\n", "--max_new_tokens", "20"])
     assert len(capsys.readouterr().out) == 21
+    stream.main(["--prompt", "JULIET:\n", "--max_new_tokens", "20", "--device", "cpu", "--dtype", "bfloat16"])
+    assert len(capsys.readouterr().out) == 21
