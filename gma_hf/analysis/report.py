@@ -86,7 +86,7 @@ def _layer(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.
     for gamma, vector in zip(gammas, (heads.queries, heads.keys)):
         values, places = gamma[0].topk(min(TOP, gamma.shape[-1]), dim=-1)  # [H, T, TOP]
         routing.append({"component": places.tolist(), "value": _rounded(values, 4)})
-        maps.append([_plane(means, x) for means, x in zip(attention.mixture.means, vector[0])])
+        maps.append([_plane(means, x) for means, x in zip(attention.mixture.components().means, vector[0])])
     return {"routing": routing, "map": maps}
 
 

@@ -8,7 +8,6 @@ import torch
 
 from ..model.attention_gma import GaussianMixtureAttention
 from ..model.configuration_gma import MIXER_FIELDS
-from ..model.equations_gma import raw_variances
 from ..model.modeling_gma import GMAPreTrainedModel
 from ..model.softmax_gma import SoftmaxAttention
 from .calibration import Batch, mixer_inputs
@@ -107,7 +106,4 @@ def set_mixture(attention: GaussianMixtureAttention, start: Start) -> None:
     factors = torch.cat([balance, 1 / balance, torch.ones_like(balance)])
     attention.qkv_proj.weight.mul_(factors[:, None])
     attention.qkv_proj.bias.mul_(factors)
-    mixture = attention.mixture
-    mixture.means.copy_(start.mixture.means)
-    mixture.prior_logits.copy_(start.mixture.prior_logits)
-    mixture.raw_variances.copy_(raw_variances(start.mixture.variances, mixture.variance_floor))
+    attention.mixture.set(start.mixture)

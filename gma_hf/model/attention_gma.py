@@ -28,8 +28,8 @@ from .mixing_gma import mix_bidirectional, mix_causal
 
 class GaussianMixture(nn.Module):
     """
-    The K components that queries and keys of each head share (paper 3.1, 3.7). Its parameters stay float32 when the
-    model becomes float16 or bfloat16.
+    The K components that queries and keys of each head share (paper 3.1, 3.7). Its parameters are kept divided by
+    `mixture_rate`, and stay float32 when the model becomes float16 or bfloat16.
     """
 
     def __init__(self, config: GMAConfig):
@@ -48,13 +48,22 @@ class GaussianMixture(nn.Module):
     def start(self) -> None:
         """Start with means of equal norm, since otherwise |mu|^2 decides and few components take everything; with
         equal variances and priors; and with scores small enough for the posterior to be smooth."""
+        rate = self.config.mixture_rate
         means = nn.functional.normalize(torch.randn(self.means.shape), dim=-1) * self.means.shape[-1] ** 0.5
-        init.copy_(self.means, means)
+        init.copy_(self.means, means / rate)
         init.zeros_(self.prior_logits)
         if self.log_temperature is not None:
-            init.constant_(self.log_temperature, math.log(self.config.routing_temperature))
+            init.constant_(self.log_temperature, math.log(self.config.routing_temperature) / rate)
         start = torch.tensor(self.config.initial_variance, dtype=torch.float64)
-        init.constant_(self.raw_variances, raw_variances(start, self.variance_floor).item())
+        init.constant_(self.raw_variances, raw_variances(start, self.variance_floor).item() / rate)
+
+    @torch.no_grad()
+    def set(self, mixture: Mixture) -> None:
+        """Take the means, variances and priors of a mixture."""
+        rate = self.config.mixture_rate
+        self.means.copy_(mixture.means / rate)
+        self.raw_variances.copy_(raw_variances(mixture.variances, self.variance_floor) / rate)
+        self.prior_logits.copy_(mixture.prior_logits / rate)
 
     @property
     def variances(self) -> Tensor:
@@ -63,10 +72,10 @@ class GaussianMixture(nn.Module):
 
     def components(self, dtype: torch.dtype = torch.float32) -> Mixture:
         """Return the components, in `dtype` or, if it is more exact, in that of the weights."""
-        dtype = torch.promote_types(dtype, self.means.dtype)
-        temperature = None if self.log_temperature is None else self.log_temperature.to(dtype).exp()
-        sigmas = variances(self.raw_variances.to(dtype), self.variance_floor)
-        return Mixture(self.means.to(dtype), sigmas, self.prior_logits.to(dtype), temperature)
+        dtype, rate = torch.promote_types(dtype, self.means.dtype), self.config.mixture_rate
+        means, omega, alpha = (x.to(dtype) * rate for x in (self.means, self.raw_variances, self.prior_logits))
+        temperature = None if self.log_temperature is None else (self.log_temperature.to(dtype) * rate).exp()
+        return Mixture(means, variances(omega, self.variance_floor), alpha, temperature)
 
     def forward(self, dtype: torch.dtype = torch.float32) -> ScoreWeights:
         """Return what turns queries and keys into scores, in the dtype of `components`."""

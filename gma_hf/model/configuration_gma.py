@@ -80,6 +80,9 @@ class GMAConfig(PreTrainedConfig):
             temperatures. When `None`, 0.2 at routing width 32, and what spreads the scores as far at other widths.
         normalize_routing (`bool`): RMS-normalise queries and keys, and multiply the scores by a learned
             temperature per head and side (reading, writing). Not in the paper; off by default.
+        mixture_rate (`float`): how many times as fast as other weights the components (means, variances, priors,
+            temperatures) learn under an optimiser of the Adam family: their parameters are kept divided by it. Not in
+            the paper, but for 1.
         conv_kernel_size (`int`): taps of a depthwise convolution of q, k and v with a residual path (causal, or
             centred in a bidirectional model, then odd); 0 means none. Not in the paper; off by default.
         forget_gate (`bool`): one data-dependent decay in (0, 1) per head and token on the whole state, memory and
@@ -149,6 +152,7 @@ class GMAConfig(PreTrainedConfig):
     chunk_size: int = 64
     routing_temperature: float | int | None = None
     normalize_routing: bool = False
+    mixture_rate: float | int = 1.0
     conv_kernel_size: int = 0
     forget_gate: bool = False
     output_gate: bool = False
@@ -234,7 +238,7 @@ class GMAConfig(PreTrainedConfig):
         for name in at_least_one:
             if (value := getattr(self, name, None)) is None or value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {value}.")
-        for name in ("variance_floor", "read_epsilon", "routing_temperature", "layer_norm_eps"):
+        for name in ("variance_floor", "read_epsilon", "routing_temperature", "mixture_rate", "layer_norm_eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be greater than 0 and finite, but it is {value}.")
