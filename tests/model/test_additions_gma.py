@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gma_hf.model.additions_gma import MIN_LOG_DECAY, log_forget_gate, short_convolution
+from gma_hf import GMAForCausalLM
+from gma_hf.model.additions_gma import MIN_LOG_DECAY, READ_EXPONENTS, log_forget_gate, short_convolution
 from gma_hf.model.documents_gma import Documents
 from gma_hf.reference import reference_convolution
 
@@ -73,3 +74,44 @@ def test_a_masked_token_forgets_nothing(padding_mask):
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 def test_log_forget_gate_of_half_precision_logits_is_float32(low):
     assert log_forget_gate(torch.randn(1, 3, 2).to(low)).dtype == torch.float32
+
+
+def test_learned_read_exponents_start_spread_over_the_heads_and_learn(make_config):
+    model = GMAForCausalLM(make_config("causal", read_exponent="learned", hidden_size=24, num_attention_heads=4))
+    exponents = model.model.layers[1].attention.read_exponent
+    torch.testing.assert_close(exponents(), torch.linspace(*READ_EXPONENTS, 4))
+    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    assert (exponents.bias.grad != 0).all()
+
+
+def test_a_read_exponent_of_zero_has_no_weights_and_is_the_papers_to_the_bit(make_config):
+    torch.manual_seed(0)
+    paper = GMAForCausalLM(make_config("causal"))
+    models = {p: GMAForCausalLM(make_config("causal", read_exponent=p)) for p in (0.0, 0, 1e-9)}
+    ids = torch.randint(61, (2, 40))
+    expected = paper(ids).logits
+    for p, model in models.items():
+        model.load_state_dict(paper.state_dict())
+        logits = model(ids).logits
+        assert torch.equal(logits, expected) if p == 0 else torch.allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize_routing", [False, True], ids=["plain", "normalised"])
+def test_with_a_mixture_rate_the_components_start_as_ever_and_learn_faster(make_config, normalize_routing):
+    models = []
+    for rate in (1.0, 4.0):
+        torch.manual_seed(0)
+        config = make_config("causal", mixture_rate=rate, normalize_routing=normalize_routing)
+        models.append(GMAForCausalLM(config))
+    mixtures = [model.model.layers[0].attention.mixture for model in models]
+    before = [mixture.components() for mixture in mixtures]
+    for x, y in zip(*before):
+        assert (x is None and y is None) or torch.allclose(x, y, rtol=1e-6)
+    for model in models:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-30)
+        model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+        optimizer.step()
+    moves = [
+        (mixture.components().means - start.means).abs().mean().item() for mixture, start in zip(mixtures, before)
+    ]
+    assert moves[1] / moves[0] == pytest.approx(4, rel=1e-2)

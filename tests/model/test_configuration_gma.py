@@ -23,6 +23,9 @@ REFUSED = [
     ("causal", {"read_epsilon": 0.0}, ["`read_epsilon`", "greater than 0", "0.0"]),
     ("causal", {"variance_floor": -1.0}, ["`variance_floor`", "greater than 0", "-1.0"]),
     ("causal", {"routing_temperature": float("nan")}, ["`routing_temperature`", "greater than 0", "nan"]),
+    ("causal", {"mixture_rate": 0.0}, ["`mixture_rate`", "greater than 0", "0.0"]),
+    ("causal", {"read_exponent": 1.5}, ["`read_exponent`", "0 to 1", "'learned'", "1.5"]),
+    ("causal", {"read_exponent": "spread"}, ["`read_exponent`", "0 to 1", "'learned'", "'spread'"]),
     ("causal", {"type_vocab_size": -1}, ["`type_vocab_size`", "0", "-1"]),
     ("causal", {"conv_kernel_size": -1}, ["`conv_kernel_size`", "0", "-1"]),
     ("causal", {"layer_types": ["gma", "mamba"]}, ["`layer_types`", "'mamba'", "gma", "full_attention", "sliding"]),
@@ -50,7 +53,7 @@ def test_the_default_mixer_is_the_papers(style):
     assert config.num_components == 64
     assert config.routing_dim == config.head_dim == 64
     assert config.conv_kernel_size == 0 and config.forget_gate is False and config.normalize_routing is False
-    assert config.output_gate is False
+    assert config.output_gate is False and config.read_exponent == 0 and config.mixture_rate == 1
     assert config.intermediate_size == 3072
 
 
