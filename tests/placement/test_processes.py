@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ("-m", "gma_hf.recipes.train_clm")
 ACCELERATE = ROOT / "gma_hf" / "recipes" / "accelerate"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
-MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
+MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "read_exponent": "learned", "hidden_dropout_prob": 0.0}
 
 
 def losses_of(folder):

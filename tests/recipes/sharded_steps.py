@@ -19,7 +19,13 @@ from gma_hf import GMAConfig, GMAForCausalLM
 
 
 FIELDS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
-FIELDS |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0, "use_cache": False}
+FIELDS |= {
+    "conv_kernel_size": 3,
+    "forget_gate": True,
+    "read_exponent": "learned",
+    "hidden_dropout_prob": 0.0,
+    "use_cache": False,
+}
 
 
 def make_model() -> GMAForCausalLM:

@@ -16,7 +16,7 @@ from gma_hf.recipes import train_clm
 TEXT = Path(__file__).parents[1] / "data" / "shakespeare.txt"
 CONFIGS = Path(recipes.__path__[0]) / "accelerate"
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_components": 8}
-MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "hidden_dropout_prob": 0.0}
+MODEL |= {"conv_kernel_size": 3, "forget_gate": True, "read_exponent": "learned", "hidden_dropout_prob": 0.0}
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
 
 
