@@ -24,7 +24,8 @@ from .equations_gma import routing_dtype
 MIN_LOG_DECAY = -20.0
 # Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
 FORGET_TIME_SCALES = (8.0, 400.0)
-# Learned read exponents of the heads of a layer at the start of training, of the first head and of the last.
+# Learned read exponents of the heads of a layer at the start of training, of the last head and of the first: high ones
+# recall, and belong to the heads that forget slowly.
 READ_EXPONENTS = (0.98, 0.02)
 
 
@@ -177,7 +178,7 @@ class ExponentWeights(nn.Module):
 
     def start(self) -> None:
         """Start with the heads spread, since heads that all start low never find recall."""
-        init.copy_(self.bias, torch.linspace(*READ_EXPONENTS, len(self.bias)).logit())
+        init.copy_(self.bias, torch.linspace(*READ_EXPONENTS, len(self.bias)).flip(0).logit())
 
     def forward(self) -> Tensor:
         """Return the exponents, `[H]`."""

@@ -79,7 +79,7 @@ def test_log_forget_gate_of_half_precision_logits_is_float32(low):
 def test_learned_read_exponents_start_spread_over_the_heads_and_learn(make_config):
     model = GMAForCausalLM(make_config("causal", read_exponent="learned", hidden_size=24, num_attention_heads=4))
     exponents = model.model.layers[1].attention.read_exponent
-    torch.testing.assert_close(exponents(), torch.linspace(*READ_EXPONENTS, 4))
+    torch.testing.assert_close(exponents(), torch.linspace(*READ_EXPONENTS, 4).flip(0))
     model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
     assert (exponents.bias.grad != 0).all()
 
