@@ -119,6 +119,8 @@ FORGET = {"forget_gate": True}
 OUTPUT = {"output_gate": True}
 NO_POSITIONS = {"position_embedding": "none"}
 ALL = FORGET | OUTPUT | NO_POSITIONS
+ROUTING = ("normalize_routing", "mixture_rate", "read_exponent")
+RECOMMENDED = ALL | {name: getattr(GMAConfig.recommended(), name) for name in ROUTING}
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
     "softmax + conv": Mixer(ConvolvedSoftmaxAttention, convolution=True),
@@ -138,6 +140,7 @@ MIXERS = {
     "gma + conv": Mixer(convolution=True),
     "gma + conv + gate": Mixer(convolution=True, fields=FORGET),
     "gma + conv + gates, no positions": Mixer(convolution=True, fields=ALL),
+    "gma, recommended": Mixer(convolution=True, fields=RECOMMENDED),
     "hybrid": Mixer(convolution=True, fields=FORGET | OUTPUT, softmax_layers=0.25),
     "hybrid, no positions": Mixer(convolution=True, fields=ALL, softmax_layers=0.25),
 }

@@ -99,12 +99,16 @@ class QKVProjection(nn.Linear):
         super().__init__(config.hidden_size, 2 * routing_width + config.hidden_size)
         self.widths = [routing_width, routing_width, config.hidden_size]
         self.value_std = config.initializer_range
+        self.starts_tied = config.normalize_routing
 
     def start(self) -> None:
-        """Start with routing vectors of root mean square 1, the scale of the means."""
+        """Start with routing vectors of root mean square 1, the scale of the means; with normalised routing, with
+        queries that are the keys, so that a token reads from where its like writes."""
         routing_std = self.in_features**-0.5
         stds = (routing_std, routing_std, self.value_std)
         rows = [torch.randn(width, self.in_features) * std for width, std in zip(self.widths, stds)]
+        if self.starts_tied:
+            rows[0] = rows[1]
         init.copy_(self.weight, torch.cat(rows))
 
 

@@ -78,8 +78,8 @@ class GMAConfig(PreTrainedConfig):
         routing_temperature (`float`, *optional*): what the scores are scaled by at the start of training (smaller:
             smoother responsibilities). It goes into the initial variances, or, with `normalize_routing`, into the
             temperatures. When `None`, 0.2 at routing width 32, and what spreads the scores as far at other widths.
-        normalize_routing (`bool`): RMS-normalise queries and keys, and multiply the scores by a learned
-            temperature per head and side (reading, writing). Not in the paper; off by default.
+        normalize_routing (`bool`): RMS-normalise queries and keys, which start as the same map, and multiply the
+            scores by a learned temperature per head and side (reading, writing). Not in the paper; off by default.
         mixture_rate (`float`): how many times as fast as other weights the components (means, variances, priors,
             temperatures) learn under an optimiser of the Adam family: their parameters are kept divided by it. Not in
             the paper, but for 1.
@@ -316,6 +316,18 @@ class GMAConfig(PreTrainedConfig):
         choices = {"is_causal": True, "norm_position": "pre", "hidden_act": "gelu_new", "type_vocab_size": 0}
         choices |= {"vocab_size": 50257, "max_position_embeddings": 1024, "layer_norm_eps": 1e-5}
         return cls(**{**choices, **kwargs})
+
+    @classmethod
+    def recommended(cls, **kwargs) -> "GMAConfig":
+        """
+        What we know to be best over recall, perplexity and speed together: the paper's mixer with our additions, in a
+        stack of `gpt2_style`, or with `is_causal=False` of `bert_style`. `kwargs` are `GMAConfig` arguments and win.
+        """
+        choices = {"normalize_routing": True, "mixture_rate": 4.0, "read_exponent": "learned", "output_gate": True}
+        if not kwargs.get("is_causal", True):
+            return cls.bert_style(**{**choices, "conv_kernel_size": 3, **kwargs})
+        choices |= {"conv_kernel_size": 4, "forget_gate": True, "position_embedding": "none"}
+        return cls.gpt2_style(**{**choices, **kwargs})
 
     @classmethod
     def bert_style(cls, **kwargs) -> "GMAConfig":
