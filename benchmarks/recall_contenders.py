@@ -9,7 +9,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from gma_hf import GMAConfig, GMAForCausalLM
 from gma_hf.model.configuration_gma import OWN_FIELDS
 
-from .baselines import ConvolvedSoftmaxAttention, LinearAttention, mamba_like
+from .baselines import ROUTING, ConvolvedSoftmaxAttention, LinearAttention, mamba_like
 from .recall_mixers import DeltaRule, GatedLinearAttention, NormedAttention, UnnormalizedLinearAttention
 
 
@@ -31,12 +31,19 @@ NETWORK |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "ro
 NETWORK |= {"use_cache": False, "hidden_act": "gelu_pytorch_tanh"}  # gelu_new, by one operator
 
 READS = {"": {}, "-p1": {"read_exponent": 1.0}, "-learned": {"read_exponent": "learned"}}
+# Four heads, over which exponents and time scales are spread; with 30 components the state is smaller than that of
+# linear attention
+RECOMMENDED = {name: getattr(GMAConfig.recommended(), name) for name in ROUTING} | {"num_attention_heads": 4}
 NO_FORGET = {"forget_gate": False}
 MAMBA = "mamba"  # Transformers' own network: see `mamba_like`
 CONTENDERS = {
     f"gma-{components}{read}": Contender(fields={"num_components": components, **fields})
     for read, fields in READS.items()
     for components in (32, 64, 128)
+}
+CONTENDERS |= {
+    f"gma-{components}-recommended": Contender(fields={"num_components": components, **RECOMMENDED})
+    for components in (30, 64, 128)
 }
 CONTENDERS |= {
     "softmax": Contender(ConvolvedSoftmaxAttention, NO_FORGET),

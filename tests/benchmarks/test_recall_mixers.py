@@ -141,7 +141,13 @@ def test_the_scan_of_mamba_is_that_of_transformers():
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
-SIZES = {"gma-32": 2 * 32 * 33, "gma-64": 2 * 64 * 33, "gma-128": 2 * 128 * 33, "softmax": 2 * 64 * 50}
+SIZES = {
+    "gma-30-recommended": 4 * 30 * 17,
+    "gma-32": 2 * 32 * 33,
+    "gma-64": 2 * 64 * 33,
+    "gma-128": 2 * 128 * 33,
+    "softmax": 2 * 64 * 50,
+}
 SIZES |= {"linear": 2 * 32 * 33, "mamba": 2 * 64 * 16}
 SIZES |= dict.fromkeys(["linear-unnormalized", "gla", "delta", "gated-delta"], 2 * 32 * 32)
 
