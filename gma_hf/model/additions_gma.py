@@ -23,7 +23,7 @@ from .equations_gma import routing_dtype
 # enough for their differences to be good to 5e-4 in the worst case of a chunk of 256 closed gates.
 MIN_LOG_DECAY = -20.0
 # Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
-FORGET_TIME_SCALES = (8.0, 400.0)
+FORGET_TIME_SCALES = (8.0, 8192.0)
 # Learned read exponents of the heads of a layer at the start of training, of the last head and of the first: high ones
 # recall, and belong to the heads that forget slowly.
 READ_EXPONENTS = (0.98, 0.02)
