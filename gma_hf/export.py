@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, PreTrainedModel
 
+from .errors import extra
 from .model.cache_gma import adopt, shapes_of
 
 
@@ -138,7 +139,11 @@ def export_onnx(model: PreTrainedModel, path: str | os.PathLike) -> None:
 
     Raises:
         ValueError: for a model that cannot be exported, see `for_export`.
+        MissingExtra: without that extra.
     """
+    with extra("onnx", "`export_onnx`"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
     module = for_export(model.eval())
     with warnings.catch_warnings():
         # Of torch's own, by torch's own use of it

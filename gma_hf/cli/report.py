@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import extra
-
 
 def report(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a GMA model.")],
@@ -29,6 +27,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Show what the components of a GMA model learned, as one HTML file."""
+    from ..analysis.command import report as analyse
     from ..files import check_output
     from ..session import longest_text
     from ..texts import check_text
@@ -42,8 +41,6 @@ def report(
             check_output(option, path, force=True, is_folder=True)
             if not force and path.is_dir() and any(path.iterdir()):
                 raise ValueError(f"{option} must be an empty folder without --force, but {str(path)!r} is not.")
-    with extra("analysis", "`gma-hf report`"):
-        from ..analysis.command import report as analyse
     if json_file is not None and output.resolve() == json_file.resolve():
         raise ValueError(f"-o and --json must be two files, but both are {str(output)!r}.")
     check_text(text, "TEXT")

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, model_info, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
 from ..errors import first_sentence
+
+
+HUB_TIMEOUT = 10  # seconds
 
 
 def check_checkpoint(name: str, argument: str = "CHECKPOINT") -> None:
@@ -34,15 +37,17 @@ def check_checkpoint(name: str, argument: str = "CHECKPOINT") -> None:
             return
     except HFValidationError as error:  # no name that the Hub admits
         raise ValueError(f"{argument} is {name!r}, but there is no such folder.") from error
+    nowhere = f"{argument} is {name!r}, but there is no such folder, nor such a name in the cache"
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{argument} is {name!r}, but there is no such folder, nor such a name in the cache.")
+        raise ValueError(f"{nowhere}.")
     try:
-        cached_file(name, "config.json")
-    except OSError as error:
-        raise ValueError(
-            f"{argument} is {name!r}, but there is no such folder, nor such a name in the cache, and of the Hub: "
-            f"{first_sentence(error)}."
-        ) from error
+        model_info(name, timeout=HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"{nowhere} or on the Hub.") from error
+    except HfHubHTTPError as error:
+        raise ValueError(f"{nowhere}, and of the Hub: {first_sentence(error)}.") from error
+    except Exception as error:  # of the client's own library for HTTP, another one in each of its releases
+        raise ValueError(f"{nowhere}, and the Hub cannot be reached.") from error
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str:

@@ -161,7 +161,8 @@ class GMAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for name in kwargs:
-            if similar := difflib.get_close_matches(name, OWN_FIELDS, n=1, cutoff=0.88):
+            similar = difflib.get_close_matches(name, _ALL_FIELDS, n=1, cutoff=0.88)
+            if similar and name not in _ALL_FIELDS:
                 raise ValueError(f"`{name}` is no field of GMAConfig, which may be `{similar[0]}`.")
         self.layer_types = ["gma"] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
         self.settle()
@@ -339,6 +340,7 @@ class GMAConfig(PreTrainedConfig):
 
 
 _NAMES = [field.name for field in fields(GMAConfig)]
+_ALL_FIELDS = (*_NAMES, "num_labels")
 OWN_FIELDS = tuple(_NAMES[_NAMES.index("vocab_size") :])
 MIXER_FIELDS = tuple(_NAMES[_NAMES.index("num_components") :])  # they stand last in the class
 

@@ -12,7 +12,7 @@ import torch
 from transformers import TextStreamer, set_seed
 
 from ..model.cache_gma import is_gma
-from ..model.compat_gma import CACHE_NAME
+from ..session import TextSession
 from .arguments import parse
 from .models import SHIPPED_HELP, open_causal
 from .running import run
@@ -41,26 +41,18 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse((DemoArguments,), arguments)
     set_seed(args.seed)
     model, tokenizer = open_causal(args.checkpoint)
-    inputs = tokenizer(args.prompt, return_tensors="pt")
+    text = TextSession(model, tokenizer)
 
     start = time.perf_counter()
-    output = model.generate(
-        **inputs,
-        max_new_tokens=args.max_new_tokens,
-        do_sample=True,
-        streamer=TextStreamer(tokenizer),
-        return_dict_in_generate=True,
-    )
+    written = len(text.generate(args.prompt, args.max_new_tokens, TextStreamer(tokenizer), do_sample=True))
     seconds = time.perf_counter() - start
 
-    read = output[CACHE_NAME].get_seq_length()
-    written = output.sequences.shape[1] - inputs["input_ids"].shape[1]
-    config = model.config
+    read, config = text.num_read, model.config
     per_token = 2 * config.num_hidden_layers * config.hidden_size * torch.finfo(model.dtype).bits // 8
     print(f"\n{'-' * 80}")
     print(f"{model.num_parameters():,} parameters, {torch.get_num_threads()} threads, {platform.machine()}")
     print(f"{written / seconds:,.0f} tokens per second")
-    print(f"{cache_bytes(output[CACHE_NAME]):,} bytes of state, whatever the number of tokens")
+    print(f"{cache_bytes(text.cache):,} bytes of state, whatever the number of tokens")
     print(f"{per_token * read:,} bytes of a key-value cache of the same model after {read:,} tokens")
     print(f"{per_token * 100_000:,} bytes of a key-value cache of the same model after 100,000 tokens")
 

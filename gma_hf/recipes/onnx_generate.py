@@ -9,13 +9,19 @@ Generate greedily in onnxruntime, without torch and Transformers, from a checkpo
 This file imports nothing of gma_hf: copied to another machine, it runs there with onnxruntime, tokenizers and NumPy.
 """
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+
+try:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+except ImportError as error:
+    print(f"onnx_generate needs `pip install onnxruntime tokenizers numpy`: {error}.", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 def generate(session: onnxruntime.InferenceSession, prompt: list[int], count: int) -> Iterator[int]:

@@ -1,8 +1,8 @@
 """A recipe as a command: what is wrong with its input, or missing, ends it with one sentence."""
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import extra, refusals
@@ -14,11 +14,15 @@ def run(main: Callable[[], object]) -> None:
         main()
 
 
-def train_extra() -> AbstractContextManager[None]:
+@contextmanager
+def train_extra() -> Iterator[None]:
     """
     Import in the block what `pip install "gma-hf[train]"` installs.
 
     Raises:
         MissingExtra: if it is not installed; a recipe that is run as a command says so and ends (`start_recipe`).
     """
-    return extra("train", "A recipe")
+    with extra("train", "A recipe"):
+        import accelerate  # noqa: F401  Trainer's
+
+        yield

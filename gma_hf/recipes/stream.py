@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..placing import choose_device, choose_dtype
+from ..session import TextSession
 from .arguments import parse
 from .models import SHIPPED_HELP, open_causal
 from .running import run
@@ -42,8 +43,8 @@ class StreamArguments:
 
 def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **choices: Any) -> Iterator[str]:
     """
-    Yield the text that `model.generate` adds to `prompt`, in pieces; `choices` are those of `generate`. Closing the
-    generator ends the writing after the next token.
+    Yield the text that the model adds to `prompt`, in pieces; `choices` are those of `TextSession.generate`. It ends
+    at the last token that the model takes. Closing the generator ends the writing after the next token.
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     is_closed = Event()
@@ -53,8 +54,7 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
 
     choices["stopping_criteria"] = StoppingCriteriaList([*choices.get("stopping_criteria", ()), stops])
     with ThreadPoolExecutor(max_workers=1) as thread:
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        generation = thread.submit(model.generate, **inputs, streamer=streamer, **choices)
+        generation = thread.submit(TextSession(model, tokenizer).generate, prompt, streamer=streamer, **choices)
         generation.add_done_callback(lambda _: streamer.end())  # or an error there would leave us waiting here
         try:
             yield from streamer

@@ -179,7 +179,7 @@ def test_a_command_without_its_extra_says_what_to_install(missing, arguments, na
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
-    refused(result, "A recipe needs" if name == "train" else f"`gma-hf {arguments[0]}`")
+    refused(result, {"train": "A recipe needs", "analysis": "gma_hf.analysis needs", "onnx": "`gma-hf export`"}[name])
     assert f'pip install "gma-hf[{name}]"' in result.stderr and f'pip install -e ".[{name}]"' in result.stderr
     assert name in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert not list(tmp_path.iterdir())
@@ -386,3 +386,25 @@ def test_bert_without_its_head_is_no_language_model(tmp_path):
     BertModel(BertConfig(**sizes)).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertModel"]
     refused(run("generate", tmp_path, "x"), "its class is BertModel.")
+
+
+def test_a_mistyped_folder_is_said_to_be_missing_where_the_hub_cannot_be_reached():
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "gma_hf", "generate", "runs/shakespear", "Hello"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    nowhere = "there is no such folder, nor such a name in the cache, and the Hub cannot be reached."
+    assert ended.stderr == f"gma-hf: CHECKPOINT is 'runs/shakespear', but {nowhere}\n" and ended.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "program", "needed"),
+    [
+        ("pandas", "import gma_hf.analysis", "gma-hf[analysis]"),
+        ("onnxscript", "from gma_hf.export import export_onnx; export_onnx(None, 'x.onnx')", "gma-hf[onnx]"),
+        ("onnxruntime", "import gma_hf.recipes.onnx_generate", "pip install onnxruntime"),
+    ],
+)
+def test_what_needs_a_missing_extra_says_so(missing, program, needed):
+    program = f"import sys; sys.modules[{missing!r}] = None; {program}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode != 0 and needed in ended.stderr.splitlines()[-1]

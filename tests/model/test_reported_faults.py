@@ -192,7 +192,12 @@ def test_a_checkpoint_opens_from_a_folder_of_any_name(make_config, make_model, t
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("num_component", "num_components"), ("hiden_size", "hidden_size"), ("is_causel", "is_causal")],
+    [
+        ("num_component", "num_components"),
+        ("hiden_size", "hidden_size"),
+        ("is_causel", "is_causal"),
+        ("num_label", "num_labels"),
+    ],
 )
 def test_a_mistyped_field_is_refused_with_the_real_one(wrong, right):
     with pytest.raises(ValueError, match=f"`{wrong}` is no field of GMAConfig, which may be `{right}`"):

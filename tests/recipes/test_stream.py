@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gma_hf import GMAForCausalLM
 from gma_hf.recipes import stream
 
 
@@ -50,6 +51,14 @@ def test_closing_it_ends_the_writing(opened):
     pieces.close()
     handle.remove()
     assert len(calls) < 1000
+
+
+def test_it_ends_at_the_last_position(make_config, make_model, opened):
+    model = make_model(GMAForCausalLM, make_config("causal", vocab_size=len(opened[1]), max_position_embeddings=20))
+    calls = []
+    model.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    assert "".join(stream.stream(model, opened[1], "ROMEO:\n", max_new_tokens=50, do_sample=False))
+    assert len(calls) == 20 - len(opened[1]("ROMEO:\n")["input_ids"])
 
 
 def test_an_error_of_the_thread_comes_out(opened):
