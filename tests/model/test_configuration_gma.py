@@ -73,6 +73,15 @@ def test_bert_style():
     assert (config.vocab_size, config.max_position_embeddings, config.type_vocab_size) == (30522, 512, 2)
 
 
+def test_the_recommended_configuration_has_what_each_style_can():
+    decoder, encoder = GMAConfig.recommended(), GMAConfig.recommended(is_causal=False, num_components=32)
+    for config in (decoder, encoder):
+        assert config.read_exponent == "learned" and config.normalize_routing and config.output_gate
+    assert decoder.is_causal and decoder.forget_gate and decoder.position_limit is None
+    assert not encoder.is_causal and not encoder.forget_gate and encoder.norm_position == "post"
+    assert (decoder.num_components, encoder.num_components) == (64, 32)
+
+
 @pytest.mark.parametrize("style", STYLES, ids=["gpt2_style", "bert_style"])
 def test_arguments_win_over_a_style(style):
     config = style(vocab_size=7, hidden_act="relu", max_position_embeddings=9, hidden_size=12, num_attention_heads=3)
