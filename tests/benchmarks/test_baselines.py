@@ -12,7 +12,7 @@ from gma_hf import GMAConfig, GMAForCausalLM, GMAForMaskedLM
 NAMES = ["softmax", "softmax + conv", "softmax + conv + output gate", "softmax + conv + output gate, no positions"]
 NAMES += ["linear", "linear + conv", "linear + conv + gate", "linear + conv + gates, no positions"]
 NAMES += ["performer", "performer + conv", "performer + conv + gate", "performer + conv + gates, no positions"]
-NAMES += ["gma", "gma + conv", "gma + conv + gate", "gma + conv + gates, no positions"]
+NAMES += ["gma", "gma + conv", "gma + conv + gate", "gma + conv + gates, no positions", "gma, recommended"]
 NAMES += ["hybrid", "hybrid, no positions", "mamba"]
 FIELDS = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_components": 16}
 FIELDS |= {
