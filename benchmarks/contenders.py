@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
+from gma_hf.model.additions_gma import READ_EXPONENTS
 from gma_hf.model.equations_gma import Mixture, append_ones, read, responsibilities, score_weights
 from gma_hf.model.mixing_gma import mix_causal
 
@@ -34,13 +35,24 @@ class RandomMixture(nn.Module):
 class GMA(RandomMixture):
     """The mixer of this package, in chunks of `chunk_size` tokens where `backend` is torch."""
 
+    read_exponent: torch.Tensor | None = None
+
     def __init__(self, heads: int, components: int, width: int, chunk_size: int, backend: str = "auto"):
         super().__init__(heads, components, width)
         self.chunk_size, self.backend = chunk_size, backend
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         inputs = (queries, keys, values, self.scores())
-        return mix_causal(*inputs, EPSILON, self.chunk_size, backend=self.backend)[0]
+        settings = {"backend": self.backend, "read_exponent": self.read_exponent}
+        return mix_causal(*inputs, EPSILON, self.chunk_size, **settings)[0]
+
+
+class ExponentGMA(GMA):
+    """The same with a learned read exponent for each head."""
+
+    def __init__(self, heads: int, components: int, width: int, chunk_size: int):
+        super().__init__(heads, components, width, chunk_size)
+        self.read_exponent = nn.Parameter(torch.linspace(*READ_EXPONENTS, heads))
 
 
 class CumsumGMA(RandomMixture):
@@ -98,6 +110,7 @@ def contenders(
     flash = {"FlashAttention": FlashAttention()} if device == "cuda" and dtype != torch.float32 else {}
     return {
         "GMA": GMA(heads, components, width, chunk_size),
+        "GMA, read exponent": ExponentGMA(heads, components, width, chunk_size),
         "softmax (SDPA)": Softmax(),
         **flash,
         "linear (elu + 1)": Linear(chunk_size),
