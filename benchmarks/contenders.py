@@ -35,11 +35,9 @@ class RandomMixture(nn.Module):
 class GMA(RandomMixture):
     """The mixer of this package, in chunks of `chunk_size` tokens where `backend` is torch."""
 
-    read_exponent: torch.Tensor | None = None
-
     def __init__(self, heads: int, components: int, width: int, chunk_size: int, backend: str = "auto"):
         super().__init__(heads, components, width)
-        self.chunk_size, self.backend = chunk_size, backend
+        self.chunk_size, self.backend, self.read_exponent = chunk_size, backend, None
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         inputs = (queries, keys, values, self.scores())
