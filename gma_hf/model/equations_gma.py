@@ -115,7 +115,9 @@ def read(weighted: torch.Tensor, epsilon: float) -> torch.Tensor:
     return weighted[..., :-1] / (weighted[..., -1:] + epsilon)
 
 
-def reading_weights(query_gamma: torch.Tensor, mass: torch.Tensor, exponent: torch.Tensor | None, epsilon: float):
+def reading_weights(
+    query_gamma: torch.Tensor, mass: torch.Tensor, exponent: torch.Tensor | None, epsilon: float
+) -> torch.Tensor:
     """
     Return what a query weighs the slots with: `gamma_k (z_k + eps)^(-p)` (ours; the paper has p = 0), divided by the
     sum over k, which drops out of what is read.

@@ -33,8 +33,7 @@ from .pieces_gma import encode_pieces
 from .softmax_gma import softmax_masks
 
 
-# Some releases of Transformers copy the files that this one names, and not those that they name in turn
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # some releases of Transformers copy the files that this one names, and not those of theirs in turn
     from .adapters_gma import tell_peft  # noqa: F401
     from .additions_gma import Addition  # noqa: F401
     from .attention_gma import GaussianMixture  # noqa: F401

@@ -331,13 +331,9 @@ def _backward(
         grad_scores(key_gamma, grad_key, out=grad_key_scores)
         routing.add(work, [query_target, key_target], c.features, scores)
         if inputs.log_decay is not None:
-            # All that decays does so by `exp` of a difference of elapsed log decays: its gradient times its value goes
-            # to the two ends, to what reads and, negative, to what was written
-            grad_elapsed = torch.linalg.vecdot(grad_query, query_gamma) - torch.linalg.vecdot(grad_key, key_gamma)
-            if c.lifted is not None:  # times the mass, `held - eps`; times `held` the sum is 0, as that of the scores
-                grad_elapsed -= epsilon * grad_held.sum(-1)
+            grad_mass = None if c.lifted is None else epsilon * grad_held.sum(-1)
+            here = _grad_log_decay(c, grad_query, grad_key, grad_mass, grad_total)
             target = grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
-            here = grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
             target.copy_(here.view(target.shape))
 
         here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
@@ -347,6 +343,25 @@ def _backward(
         constant=routing.constant.view(inputs.constant.shape),
         state=batch_first(running, inputs.values),
     )
+
+
+def _grad_log_decay(chunks: _Chunks, grad_query, grad_key, grad_mass, grad_total) -> Tensor:
+    """
+    Gradient of the log decays of a block, `[chunks, C]`. All that decays does so by `exp` of a difference of elapsed
+    log decays, so that its gradient times its value goes to the two ends: to what reads and, negative, to what was
+    written.
+
+    Args:
+        grad_query, grad_key: gradients of the reading weights and of the keys' responsibilities, `[chunks, C, K]`.
+        grad_mass: with a read exponent, less the gradient of the mass z times z, `[chunks, C]`: that of `w = z + eps`
+            times eps, since times w it sums to 0, as the gradient of the scores does; else None.
+        grad_total: gradient of the log of what a chunk carries on, `[chunks]`.
+    """
+    reading, writing = (torch.linalg.vecdot(*pair) for pair in zip((grad_query, grad_key), chunks.gamma))
+    grad_elapsed = reading - writing
+    if grad_mass is not None:
+        grad_elapsed -= grad_mass
+    return grad_elapsed.flip(-1).cumsum(-1).flip(-1) + grad_total[:, None]
 
 
 causal_scan = Operator(
