@@ -21,6 +21,10 @@ def convert(
             exists=True, dir_okay=False, help="Text file, one text per line, that the components are fitted to."
         ),
     ] = None,
+    max_positions: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the GMA model reads, if more than SOURCE; its tokenizer cuts texts there."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda:0.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of the weights at OUT: auto (the source's), float32, bfloat16, float16.")
@@ -45,9 +49,15 @@ def convert(
     if calibration is not None:
         texts = [line for line in read_text(calibration, "--calibration").splitlines() if line.strip()]
     opened = open_source(source).to(place)
-    model = convert_checkpoint(opened, layers=layers, num_components=num_components, calibration=texts)
+    model = convert_checkpoint(
+        opened,
+        layers=layers,
+        num_components=num_components,
+        calibration=texts,
+        max_position_embeddings=max_positions,
+    )
     model.to(dtype=weights)
-    tokenizer = open_tokenizer(source)
+    tokenizer = open_tokenizer(source, max_positions)
     with whole_folder(out, replace=force) as written:
         model.save_pretrained(written)
         if tokenizer is not None:

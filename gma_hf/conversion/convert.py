@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..model.modeling_gma import GMAPreTrainedModel
 from .calibration import token_batches
 from .mixers import which_layers, with_gma_layers
+from .positions import extend_positions
 from .source import open_source, open_tokenizer
 from .weights import carry_over
 
@@ -19,6 +20,7 @@ def convert_checkpoint(
     layers: str | Iterable[int] = "all",
     num_components: int = 64,
     calibration: Iterable | None = None,
+    max_position_embeddings: int | None = None,
     **mixer: Any,
 ) -> GMAPreTrainedModel:
     """
@@ -44,13 +46,18 @@ def convert_checkpoint(
             (in a list, or as text: "0,2,4").
         num_components: K, the Gaussian components of each head.
         calibration: some hundred texts as the model will read them, or token batches (`input_ids` `[batch, N]`, or
-            dicts with `attention_mask` too). About 8,000 tokens are used.
+            dicts with `attention_mask` too). About 8,000 tokens are used, none beyond the source's positions.
+        max_position_embeddings: how many tokens the model reads, if more than the source does. The positions of the
+            source stay what they are, and those beyond start as copies of them (`extend_positions`), so that texts
+            that the source can read are read as before. The tokenizer's `model_max_length` is the source's still:
+            `open_tokenizer` and `gma-hf convert` set it.
         mixer: other fields of `GMAConfig` that decide what the mixer computes, such as `conv_kernel_size`
             (`MIXER_FIELDS`).
 
     Raises:
         ValueError: for a source that cannot be opened or is of an unsupported architecture, for weights that are
-            missing, left over or of another shape, and for wrong `layers`, `num_components` or `calibration`.
+            missing, left over or of another shape, and for wrong `layers`, `num_components`, `calibration` or
+            `max_position_embeddings`.
     """
     model = open_source(source)
     indices = which_layers(layers, model.config.num_hidden_layers)
@@ -59,4 +66,6 @@ def convert_checkpoint(
     if calibration is not None and indices:
         limits = (exact.config.position_limit, exact.config.vocab_size)
         batches = token_batches(calibration, open_tokenizer(source), *limits)
+    if max_position_embeddings is not None:
+        extend_positions(exact, max_position_embeddings)
     return with_gma_layers(exact, indices, batches, num_components=num_components, **mixer)

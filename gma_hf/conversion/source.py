@@ -61,9 +61,15 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def open_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
+def open_tokenizer(
+    source: str | Path | PreTrainedModel, max_length: int | None = None
+) -> PreTrainedTokenizerBase | None:
     """
     Return the tokenizer of a source, or None where it has no files of one.
+
+    Args:
+        source: folder or Hub name of a checkpoint, or a model that was opened from one.
+        max_length: its `model_max_length`, where that is another than the source's.
 
     Raises:
         ValueError: if they cannot be read.
@@ -72,7 +78,9 @@ def open_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerB
     if not name or not any(cached_file(name, file, **IF_THERE) for file in TOKENIZER_FILES):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        return transformers.AutoTokenizer.from_pretrained(
+            name, **({} if max_length is None else {"model_max_length": max_length})
+        )
     except Exception as error:  # whatever error it is, it lies in somebody's files
         raise ValueError(
             f"`source` must hold a tokenizer that can be opened, or none, but that of {name!r} cannot: "

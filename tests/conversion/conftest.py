@@ -23,9 +23,8 @@ def make_source():
 
     def make(family: str, class_name: str, **overrides):
         torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(
-            family, vocab_size=61, pad_token_id=PADDING[family], **{**SIZES[family], **overrides}
-        )
+        fields = {"vocab_size": 61, "pad_token_id": PADDING[family], **SIZES[family], **overrides}
+        config = transformers.AutoConfig.for_model(family, **fields)
         model = getattr(transformers, class_name)(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
