@@ -8,7 +8,7 @@ from transformers.utils import cached_file
 
 from ..errors import first_sentence
 from ..hub.find import check_checkpoint
-from .families import FAMILIES
+from .families import FAMILIES, unsupported
 
 
 # A tokenizer is made of one of these. Without, Transformers makes an empty one up.
@@ -41,10 +41,7 @@ def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     heads = FAMILIES[config.model_type].heads if config.model_type in FAMILIES else {}
     class_name = (config.architectures or list(heads) or ["none"])[0]  # without a name: the bare network
     if class_name not in heads:
-        raise ValueError(
-            f"`source` must be of type {', '.join(FAMILIES)} and of a class that can be converted, but {name!r} is of "
-            f"type {config.model_type!r} and holds a {class_name}."
-        )
+        raise unsupported(config, class_name, repr(name))
     try:
         model, report = getattr(transformers, class_name).from_pretrained(
             name, config=config, output_loading_info=True

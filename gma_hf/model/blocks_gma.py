@@ -12,11 +12,14 @@ from .softmax_gma import SoftmaxAttention
 
 
 class GMAEmbeddings(nn.Module):
-    """Word embeddings, plus learned positions and token types where the config has them."""
+    """
+    Word embeddings, plus learned positions and token types where the config has them; then a linear map to the width
+    of the residual stream where that is another.
+    """
 
     def __init__(self, config: GMAConfig):
         super().__init__()
-        width = config.hidden_size
+        width = config.embedding_size
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
         self.position_embeddings = None
         if config.position_embedding == "learned":
@@ -24,6 +27,7 @@ class GMAEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.norm_position == "post" else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = nn.Linear(width, config.hidden_size) if width != config.hidden_size else None
 
     def forward(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, token_type_ids: torch.Tensor | None
@@ -37,7 +41,8 @@ class GMAEmbeddings(nn.Module):
             hidden_states = hidden_states + self.token_type_embeddings(token_type_ids)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        return self.dropout(hidden_states)
+        hidden_states = self.dropout(hidden_states)
+        return hidden_states if self.projection is None else self.projection(hidden_states)
 
 
 class GMAMLP(nn.Module):
@@ -88,13 +93,13 @@ class GMABlock(GradientCheckpointingLayer):
 
 
 class GMAPredictionHead(nn.Module):
-    """BERT's transform before the vocabulary: linear, activation, layer norm."""
+    """BERT's transform before the vocabulary, to the width of the embedding: linear, activation, layer norm."""
 
     def __init__(self, config: GMAConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
         self.act = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.norm(self.act(self.dense(hidden_states)))

@@ -45,6 +45,8 @@ class GMAConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`): number of rows of the word embedding.
         hidden_size (`int`): width of the residual stream; a multiple of `num_attention_heads`.
+        embedding_size (`int`, *optional*): width of the embeddings of words, positions and token types, which a linear
+            map brings to `hidden_size` where that is another (ELECTRA; bidirectional only); `hidden_size` when `None`.
         num_hidden_layers (`int`): number of blocks.
         num_attention_heads (`int`): number of heads; the head width (and the value width d_v) is
             `hidden_size // num_attention_heads`.
@@ -121,6 +123,7 @@ class GMAConfig(PreTrainedConfig):
 
     vocab_size: int = 50257
     hidden_size: int = 768
+    embedding_size: int | None = None
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int | None = None
@@ -168,6 +171,8 @@ class GMAConfig(PreTrainedConfig):
         self.settle()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
         if self.routing_dim is None:
             self.routing_dim = self.head_dim
         if self.routing_temperature is None:
@@ -235,7 +240,8 @@ class GMAConfig(PreTrainedConfig):
         at_least_one += ["num_components", "chunk_size"]
         if self.position_embedding == "learned":
             at_least_one.append("max_position_embeddings")
-        at_least_one += [name for name in ("routing_dim", "intermediate_size") if getattr(self, name) is not None]
+        widths = ("routing_dim", "intermediate_size", "embedding_size")
+        at_least_one += [name for name in widths if getattr(self, name) is not None]
         for name in at_least_one:
             if (value := getattr(self, name, None)) is None or value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {value}.")
@@ -274,6 +280,11 @@ class GMAConfig(PreTrainedConfig):
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads`, but {self.hidden_size} is not a multiple "
                 f"of {self.num_attention_heads}."
+            )
+        if self.is_causal and self.embedding_size not in (None, self.hidden_size):
+            raise ValueError(
+                f"`embedding_size` must be `hidden_size`, {self.hidden_size}, in a causal model, but it is "
+                f"{self.embedding_size}."
             )
         if not self.is_causal and self.forget_gate:
             raise ValueError(

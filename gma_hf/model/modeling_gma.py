@@ -138,7 +138,7 @@ class GMAModel(GMAPreTrainedModel):
                 document begins, which reads nothing of the one before; so it does at `cu_seq_lens_q`, and where
                 `seq_idx` changes (`DataCollatorWithFlattening` gives these names).
             past_key_values: another name of `cache`.
-            inputs_embeds: `[batch, N, hidden]`.
+            inputs_embeds: `[batch, N, embedding width]`.
             use_cache: whether to return the states (causal only); the config's choice when None.
             output_attentions: whether to return the affinity of each layer, `[batch, heads, N, N]`.
             output_hidden_states: whether to return the hidden states before and after each layer.
@@ -323,7 +323,7 @@ class GMAForMaskedLM(GMAPreTrainedModel):
         super().__init__(config)
         self.model = GMAModel(config)
         self.head = GMAPredictionHead(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -553,7 +553,7 @@ class GMAForMultipleChoice(GMAPreTrainedModel):
         """
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: `[batch, choices, N]`.
-            inputs_embeds: `[batch, choices, N, hidden]`.
+            inputs_embeds: `[batch, choices, N, embedding width]`.
             labels: `[batch]`, the index of the right choice.
 
         Returns:
