@@ -14,15 +14,15 @@ from .calibration import Batch, mixer_inputs
 from .mixture_fit import Start, fit_mixture
 
 
-# What of a GMAConfig may be chosen. The routing width is that of the source's heads, whose queries and keys carry
-# over.
+# Every field of the mixer may be chosen but the routing width, which is that of the source's heads, whose queries and
+# keys carry over.
 CHOSEN = tuple(name for name in MIXER_FIELDS if name != "routing_dim")
 
 
 def which_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
     """
-    The indices that `layers` names: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or themselves, in a
-    list or as text ("0,2,4").
+    Return the indices that `layers` names: "all", "none", "every:N" (the N-th, the 2 N-th, ... layer), or the indices,
+    in a list or as text ("0,2,4").
 
     Raises:
         ValueError: for another text, or an index that no layer has.
@@ -55,9 +55,9 @@ def with_gma_layers(
     model: GMAPreTrainedModel, indices: list[int], batches: list[Batch] | None, **mixer: Any
 ) -> GMAPreTrainedModel:
     """
-    A copy of a network whose softmax layers at `indices` are GMA layers. Their projections carry over, and with token
-    batches their mixtures are fitted to what the softmax layers make of these (`fit_mixture`); without, the mixtures
-    are random.
+    Return a copy of a network whose softmax layers at `indices` are GMA layers. Their projections carry over, and with
+    token batches their mixtures are fitted to what the softmax layers make of these (`fit_mixture`); without, the
+    mixtures are random. Gates and convolutions start without an effect, since no softmax layer has any.
 
     Args:
         model: with softmax attention in those layers.
@@ -71,8 +71,6 @@ def with_gma_layers(
     for name in mixer:
         if name not in CHOSEN:
             raise ValueError(f"Fields of the mixer may be {', '.join(CHOSEN)}, but one is {name!r}.")
-    if batches is not None and mixer.get("normalize_routing"):
-        raise ValueError("`normalize_routing` must be False where `calibration` is given, but it is True.")
     fields = model.config.to_dict() | mixer
     fields["layer_types"] = ["gma" if i in indices else kind for i, kind in enumerate(model.config.layer_types)]
     config = type(model.config).from_dict(fields)
@@ -87,23 +85,27 @@ def with_gma_layers(
     for index in indices:
         new, old = (network.base_model.layers[index].attention for network in (converted, model))
         carry_projections(new, old)
+        for addition in new.additions:
+            addition.start_without_effect(getattr(new, addition.name))
         if inputs is not None:
             set_mixture(new, fit_mixture(old, inputs[index], config))
     return converted
 
 
 def carry_projections(new: GaussianMixtureAttention, old: SoftmaxAttention) -> None:
-    """Queries, keys and values of a softmax layer in a GMA layer."""
+    """Put the queries, keys and values of a softmax layer into a GMA layer."""
     projections = (old.q_proj, old.k_proj, old.v_proj)
     new.qkv_proj.weight.copy_(torch.cat([projection.weight for projection in projections]))
     new.qkv_proj.bias.copy_(torch.cat([projection.bias for projection in projections]))
 
 
 def set_mixture(attention: GaussianMixtureAttention, start: Start) -> None:
-    """Put a fitted mixture, and the balance of queries and keys that belongs to it, into a GMA layer."""
+    """Put a fitted mixture into a GMA layer, with the balance of queries and keys and the exponents of its heads."""
     width = attention.config.routing_dim
     balance = start.balance.repeat_interleave(width)
     factors = torch.cat([balance, 1 / balance, torch.ones_like(balance)])
     attention.qkv_proj.weight.mul_(factors[:, None])
     attention.qkv_proj.bias.mul_(factors)
     attention.mixture.set(start.mixture)
+    if attention.read_exponent is not None:
+        attention.read_exponent.set(start.read_exponent)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..model.additions_gma import READ_EXPONENTS
 from ..model.configuration_gma import GMAConfig
 from ..model.documents_gma import Documents
-from ..model.equations_gma import Mixture, score_weights
+from ..model.equations_gma import Mixture, normalize, score_weights
 from ..model.mixing_gma import mix_bidirectional, mix_causal
 from ..model.softmax_gma import SoftmaxAttention
 
@@ -19,6 +20,8 @@ KMEANS_STEPS = 12
 KMEANS_POINTS = 4096
 # Variances to choose from, in units of the mean variance within a cluster.
 VARIANCES = tuple(2.0**n for n in range(7))
+# Read exponents to choose from where they are learned, as far as they are spread in a new model.
+EXPONENTS = tuple(torch.linspace(*READ_EXPONENTS, 5).tolist())
 
 
 class Start(NamedTuple):
@@ -26,6 +29,7 @@ class Start(NamedTuple):
 
     balance: torch.Tensor  # [H]: queries are multiplied by it and keys divided, which no softmax notices
     mixture: Mixture
+    read_exponent: torch.Tensor  # [H]
 
 
 class Heads(NamedTuple):
@@ -45,9 +49,9 @@ def fit_mixture(
     Return where a GMA layer starts.
 
     The means are those of k-means on queries and keys together. All components of a head have one variance, since in
-    tens of dimensions the posteriors of clusters with their own variances are all but hard. The variance and the
-    priors (equal, or the shares of the clusters) are those with which the head's outputs are nearest to the softmax
-    layer's.
+    tens of dimensions the posteriors of clusters with their own variances are all but hard. The variance, the priors
+    (equal, or the shares of the clusters) and, where it is learned, the read exponent are those with which the head's
+    outputs are nearest to the softmax layer's.
 
     Args:
         attention: the softmax layer.
@@ -62,53 +66,80 @@ def fit_mixture(
             f"`calibration` must hold at least {max(math.ceil(config.num_components / 2), 2)} tokens for "
             f"`num_components={config.num_components}`, but it holds {num_tokens}."
         )
-    spread = [points_of(batches, side).var(dim=1).sum(dim=-1) for side in ("queries", "keys")]
-    balance = (spread[1] / spread[0]).clamp(1e-4, 1e4) ** 0.25
-    by_head = balance[:, None, None]
-    batches = [batch._replace(queries=batch.queries * by_head, keys=batch.keys / by_head) for batch in batches]
+    balance, batches = balanced(batches, config)
     points = torch.cat([points_of(batches, side) for side in ("queries", "keys")], dim=1)
     means, variance, shares = kmeans(points, config.num_components, torch.Generator().manual_seed(seed))
     variance = variance[:, None, None].expand_as(means).clamp(min=2 * config.variance_floor)
-    starts = [
+    mixtures = [
         Mixture(means, variance * factor, prior_logits)
         for factor in VARIANCES
         for prior_logits in (torch.zeros_like(shares), shares.log())
     ]
-    errors = torch.stack([output_errors(start, batches, config) for start in starts])
-    best = errors.argmin(dim=0)
+    is_learned = config.read_exponent == "learned"
+    exponents = [torch.full_like(balance, p) for p in (EXPONENTS if is_learned else (float(config.read_exponent),))]
+    start = Start(balance, mixtures[0], exponents[len(exponents) // 2])
+    start = nearest_of([start._replace(mixture=mixture) for mixture in mixtures], batches, config)
+    if is_learned:  # by turns, since all pairs would cost five times as much
+        start = nearest_of([start._replace(read_exponent=exponent) for exponent in exponents], batches, config)
+        start = nearest_of([start._replace(mixture=mixture) for mixture in mixtures], batches, config)
+    return start
+
+
+def nearest_of(starts: list[Start], batches: list[Heads], config: GMAConfig) -> Start:
+    """Return, head by head, the start whose outputs are nearest to the softmax layer's."""
+    best = torch.stack([output_errors(start, batches, config) for start in starts]).argmin(dim=0)
     heads = torch.arange(len(best), device=best.device)
-    parts = (torch.stack(x)[best, heads] for x in zip(*(start[:3] for start in starts)))
-    return Start(balance, Mixture(*parts))
+    exponent, *parts = (
+        torch.stack(candidates)[best, heads]
+        for candidates in zip(*((start.read_exponent, *start.mixture[:3]) for start in starts))
+    )
+    return starts[0]._replace(mixture=Mixture(*parts), read_exponent=exponent)
+
+
+def balanced(batches: list[Heads], config: GMAConfig) -> tuple[torch.Tensor, list[Heads]]:
+    """
+    Return what queries are multiplied by and keys divided, `[H]`, so that both spread as far, and the batches after
+    it; ones where the layer normalises them, and the batches normalised.
+    """
+    if config.normalize_routing:
+        batches = [x._replace(queries=normalize(x.queries), keys=normalize(x.keys)) for x in batches]
+        return torch.ones_like(batches[0].queries[0, :, 0, 0]), batches
+    spread = [points_of(batches, side).var(dim=1).sum(dim=-1) for side in ("queries", "keys")]
+    balance = (spread[1] / spread[0]).clamp(1e-4, 1e4) ** 0.25
+    by_head = balance[:, None, None]
+    return balance, [x._replace(queries=x.queries * by_head, keys=x.keys / by_head) for x in batches]
 
 
 def softmax_heads(attention: SoftmaxAttention, hidden_states: torch.Tensor, mask: torch.Tensor) -> Heads:
-    """What the heads make of a batch."""
+    """Return what the heads make of a batch; a window counts columns, as the layer's own does."""
     queries, keys, values = (
         projection(hidden_states).unflatten(-1, (attention.config.num_attention_heads, -1)).transpose(1, 2).float()
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     visible = mask[:, None, None]
     if attention.is_causal:
-        visible = visible & torch.ones(2 * mask.shape[1:], dtype=torch.bool, device=mask.device).tril()
+        past = torch.ones(2 * mask.shape[1:], dtype=torch.bool, device=mask.device).tril()
+        visible = visible & (past if attention.sliding_window is None else past.triu(1 - attention.sliding_window))
     outputs = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
     return Heads(queries, keys, values, outputs, mask)
 
 
 def points_of(batches: list[Heads], side: str) -> torch.Tensor:
-    """Queries or keys of all real tokens, `[H, tokens, d]`."""
+    """Return queries or keys of all real tokens, `[H, tokens, d]`."""
     return torch.cat([getattr(batch, side).transpose(0, 1)[:, batch.mask] for batch in batches], dim=1)
 
 
-def output_errors(mixture: Mixture, batches: list[Heads], config: GMAConfig) -> torch.Tensor:
+def output_errors(start: Start, batches: list[Heads], config: GMAConfig) -> torch.Tensor:
     """Return the summed squared difference between the outputs of GMA heads and the softmax layer's, `[H]`."""
-    scores = score_weights(mixture)
-    total = torch.zeros_like(mixture.means[:, 0, 0])
+    scores = score_weights(start.mixture)
+    exponent = start.read_exponent if start.read_exponent.any() else None  # the paper's read, to the bit
+    total = torch.zeros_like(start.balance)
     for batch in batches:
         inputs = (batch.queries, batch.keys, batch.values, scores, config.read_epsilon)
         if config.is_causal:
-            outputs, _ = mix_causal(*inputs, config.chunk_size, Documents(batch.mask))
+            outputs, _ = mix_causal(*inputs, config.chunk_size, Documents(batch.mask), read_exponent=exponent)
         else:
-            outputs, _ = mix_bidirectional(*inputs, Documents(batch.mask))
+            outputs, _ = mix_bidirectional(*inputs, Documents(batch.mask), read_exponent=exponent)
         total += (outputs - batch.outputs).transpose(0, 1)[:, batch.mask].square().sum(dim=(1, 2))
     return total
 

@@ -27,6 +27,8 @@ FORGET_TIME_SCALES = (8.0, 8192.0)
 # Learned read exponents of the heads of a layer at the start of training, of the last head and of the first: high ones
 # recall, and belong to the heads that forget slowly.
 READ_EXPONENTS = (0.98, 0.02)
+# silu of this is 1
+OPEN_GATE = 1.2784645427610738
 
 
 class Addition:
@@ -55,6 +57,9 @@ class Addition:
     def module(self) -> nn.Module | None:
         """Return a new module for a layer, or None if it has no weights of its own."""
         return None
+
+    def start_without_effect(self, module: nn.Module | None) -> None:
+        """Let a new module start as if it were not there, in a layer that takes the place of another."""
 
     def kept_shape(self) -> tuple[int, ...] | None:
         """Return the shape of what it keeps of one row, or None if it keeps nothing."""
@@ -151,6 +156,10 @@ class ForgetGate(Addition):
     def module(self):
         return ForgetWeights(self.config.hidden_size, self.config.num_attention_heads)
 
+    @torch.no_grad()
+    def start_without_effect(self, module):
+        module.bias.fill_(torch.tensor(-1 / FORGET_TIME_SCALES[1], dtype=torch.float64).exp().logit())
+
     def log_decay(self, module, hidden_states, documents):
         return log_forget_gate(module(hidden_states), documents.mask)
 
@@ -164,6 +173,11 @@ class OutputGate(Addition):
 
     def module(self):
         return nn.Linear(self.config.hidden_size, self.config.hidden_size)
+
+    @torch.no_grad()
+    def start_without_effect(self, module):
+        module.weight.zero_()
+        module.bias.fill_(OPEN_GATE)
 
     def gate(self, module, output, hidden_states):
         return output * F.silu(module(hidden_states))
@@ -179,6 +193,11 @@ class ExponentWeights(nn.Module):
     def start(self) -> None:
         """Start with the heads spread, since heads that all start low never find recall."""
         init.copy_(self.bias, torch.linspace(*READ_EXPONENTS, len(self.bias)).flip(0).logit())
+
+    @torch.no_grad()
+    def set(self, exponents: Tensor) -> None:
+        """Take the exponents of the heads, `[H]`, each greater than 0 and less than 1."""
+        self.bias.copy_(exponents.logit())
 
     def forward(self) -> Tensor:
         """Return the exponents, `[H]`."""

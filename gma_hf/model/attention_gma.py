@@ -59,8 +59,10 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def set(self, mixture: Mixture) -> None:
-        """Take the means, variances and priors of a mixture."""
+        """Take the means, variances and priors of a mixture, and temperatures of 1."""
         rate = self.config.mixture_rate
+        if self.log_temperature is not None:
+            self.log_temperature.zero_()
         self.means.copy_(mixture.means / rate)
         self.raw_variances.copy_(raw_variances(mixture.variances, self.variance_floor) / rate)
         self.prior_logits.copy_(mixture.prior_logits / rate)

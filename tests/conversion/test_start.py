@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from gma_hf import convert_checkpoint
-from gma_hf.conversion.mixture_fit import kmeans
+from gma_hf.conversion.calibration import mixer_inputs
+from gma_hf.conversion.mixers import CHOSEN
+from gma_hf.conversion.mixture_fit import EXPONENTS, kmeans, softmax_heads
 from gma_hf.model.documents_gma import Documents
 
 
@@ -110,14 +112,83 @@ def test_the_rest_of_a_half_converted_model_is_the_sources(make_source, make_inp
             assert torch.equal(tensor, exact[name]), name
 
 
-def test_other_fields_of_the_mixer(make_source, make_inputs):
+@pytest.mark.parametrize("fields", [{"conv_kernel_size": 3}, {"output_gate": True}, {"mixture_rate": 4.0}], ids=str)
+@torch.no_grad()
+def test_additions_start_without_an_effect(fields, make_source, make_inputs):
     source = make_source("gpt2", "GPT2LMHeadModel")
-    options = {"num_components": 8, "calibration": batches(), "conv_kernel_size": 3}
-    converted = convert_checkpoint(source, **options).eval()
-    without = convert_checkpoint(source, **options | {"conv_kernel_size": 0}).eval()
-    with torch.no_grad():  # the convolution starts as if it were not there
-        logits = [model(**make_inputs("gpt2")).logits for model in (converted, without)]
-    assert torch.allclose(*logits, atol=1e-6)
+    options = {"num_components": 8, "calibration": batches(1)}
+    logits = [
+        convert_checkpoint(source, **options, **more).eval()(**make_inputs("gpt2")).logits for more in (fields, {})
+    ]
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+def test_a_forget_gate_starts_open(make_source):
+    model = convert_checkpoint(make_source("gpt2", "GPT2Model"), num_components=4, forget_gate=True)
+    assert (model.layers[0].attention.forget_gate.bias.sigmoid() > 0.9998).all()
+
+
+# One value of every field of the mixer that is not its default
+FIELDS = {
+    "variance_floor": 1e-2,
+    "read_epsilon": 1e-4,
+    "chunk_size": 16,
+    "routing_temperature": 0.5,
+    "normalize_routing": True,
+    "mixture_rate": 2.0,
+    "conv_kernel_size": 3,
+    "forget_gate": True,
+    "output_gate": True,
+    "read_exponent": "learned",
+    "mixer_backend": "torch",
+}
+
+
+def test_every_field_of_the_mixer_is_accepted(make_source, make_inputs, tmp_path):
+    assert {*FIELDS, "num_components"} == set(CHOSEN)
+    model = convert_checkpoint(
+        make_source("gpt2", "GPT2LMHeadModel"), num_components=8, calibration=batches(1), **FIELDS
+    ).eval()
+    assert all(getattr(model.config, name) == value for name, value in FIELDS.items())
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        again = type(model).from_pretrained(tmp_path)(**make_inputs("gpt2")).logits
+        assert torch.equal(model(**make_inputs("gpt2")).logits, again)
+
+
+@pytest.mark.parametrize("family, name", [("gpt2", "GPT2LMHeadModel"), ("bert", "BertModel")])
+def test_a_learned_exponent_starts_at_the_best(make_source, family, name):
+    source, tokens = sharpened(make_source(family, name)), [torch.cat(batches(3))]
+    fixed, learned = (
+        [
+            convert_checkpoint(source, layers=[0], num_components=16, calibration=tokens, read_exponent=exponent)
+            for exponent in exponents
+        ]
+        for exponents in ((EXPONENTS[0], EXPONENTS[2], EXPONENTS[-1]), ("learned",))
+    )
+    fixed, learned = ([first_layer_error(x, source, tokens[0]) for x in models] for models in (fixed, learned))
+    assert learned[0] < min(fixed) * 1.002 < max(fixed)
+
+
+def test_normalised_routing_is_fitted_too(make_source):
+    source, unseen = sharpened(make_source("bert", "BertModel")), torch.cat(batches(2, seed=1))
+    at_random, fitted = (
+        first_layer_error(
+            convert_checkpoint(source, num_components=32, calibration=data, normalize_routing=True), source, unseen
+        )
+        for data in (None, batches())
+    )
+    assert fitted < 0.9 * at_random
+
+
+def test_a_layer_that_attends_in_a_window_is_fitted_to_what_it_sees(make_source):
+    source = sharpened(make_source("gpt_neo", "GPTNeoModel"))
+    exact = convert_checkpoint(source, layers="none")
+    recorded, attention = [], exact.layers[1].attention
+    attention.o_proj.register_forward_pre_hook(lambda module, args: recorded.append(args[0]))
+    inputs = mixer_inputs(exact, [1], [{"input_ids": batches()[0], "attention_mask": torch.ones(4, 30).long()}])
+    heads = softmax_heads(attention, *inputs[1][0])
+    assert torch.allclose(heads.outputs.transpose(1, 2).flatten(2), recorded[0], atol=1e-5)
 
 
 def test_kmeans_finds_clusters_that_are_there():
