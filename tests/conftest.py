@@ -55,7 +55,10 @@ CONFIGS = {
         GMAConfig.bert_style,
         {"conv_kernel_size": 3, "normalize_routing": True, "read_exponent": 0.37},
     ),
-    "bidirectional_hybrid": (GMAConfig.bert_style, {"num_hidden_layers": 3, "layer_types": HYBRID}),
+    "bidirectional_hybrid": (
+        GMAConfig.bert_style,
+        {"num_hidden_layers": 3, "layer_types": HYBRID, "embedding_size": 16},
+    ),
 }
 
 

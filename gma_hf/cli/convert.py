@@ -1,4 +1,4 @@
-"""`gma-hf convert`: a GMA model of a GPT-2- or BERT-style checkpoint."""
+"""`gma-hf convert`: a GMA model of a checkpoint of Transformers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,10 @@ import typer
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder or Hub name of a GPT-2, BERT, RoBERTa or DistilBERT model.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Folder or Hub name of a model of a family that docs/guides/convert.md names."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the GMA model to; it must not exist.")],
     layers: Annotated[
@@ -31,7 +34,7 @@ def convert(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a folder at OUT.")] = False,
 ) -> None:
-    """Make a GMA model of a GPT-2- or BERT-style checkpoint, with its tokenizer if it has one."""
+    """Make a GMA model of a checkpoint in the style of GPT-2 or BERT, with its tokenizer if it has one."""
     from transformers.utils import logging
 
     from ..conversion import convert_checkpoint

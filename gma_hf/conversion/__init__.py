@@ -1,4 +1,4 @@
-"""GPT-2 and BERT families to GMA: weights, mixtures, and what `gma-hf convert` writes."""
+"""Models of Transformers to GMA, by families: weights, positions, mixtures, and what `gma-hf convert` writes."""
 
 from .convert import convert_checkpoint
 

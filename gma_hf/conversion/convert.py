@@ -1,4 +1,4 @@
-"""`convert_checkpoint`: a GPT-2- or BERT-style model of Transformers as a GMA model."""
+"""`convert_checkpoint`: a model of Transformers, of one of the `FAMILIES`, as a GMA model."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ def convert_checkpoint(
     **mixer: Any,
 ) -> GMAPreTrainedModel:
     """
-    The GMA model of a GPT-2, BERT, RoBERTa or DistilBERT checkpoint, with its head.
+    Return the GMA model of a checkpoint of one of the `FAMILIES`, with its head.
 
     Embeddings, MLPs, norms, head and generation config carry over, and in the layers that stay softmax the attention
     too: with `layers="none"` the model computes what the source computes. In a GMA layer the projections carry over,
@@ -32,11 +32,11 @@ def convert_checkpoint(
     layer computes is near the source's only after a distillation (`python -m gma_hf.recipes.distill`).
 
     What a GMA model does otherwise than its source:
-    - padding counts for nothing: positions count the real tokens of a row (GPT-2, BERT, DistilBERT count its columns
-      unless they get `position_ids`; with padding on the right this is the same), and a causal classifier reads
-      the last real token by the `attention_mask` (GPT-2: by the padding token);
-    - padding is told by the `attention_mask` alone (RoBERTa tells it by the token too);
-    - GPT-2's `token_type_ids`, which it embeds as words, are ignored;
+    - padding counts for nothing: positions count the real tokens of a row (GPT-2, GPT-Neo, BERT, ELECTRA, DistilBERT
+      count its columns unless they get `position_ids`; with padding on the right this is the same), and a causal
+      classifier reads the last real token by the `attention_mask` (the others: by the padding token);
+    - padding is told by the `attention_mask` alone (RoBERTa and its relatives tell it by the token too);
+    - `token_type_ids` of GPT-2 and GPT-Neo, which embed them as words, are ignored;
     - there is one dropout on the residual stream (GPT-2's `resid_pdrop`, not its `embd_pdrop`), and none before a
       question answering head.
 
@@ -51,8 +51,9 @@ def convert_checkpoint(
             source stay what they are, and those beyond start as copies of them (`extend_positions`), so that texts
             that the source can read are read as before. The tokenizer's `model_max_length` is the source's still:
             `open_tokenizer` and `gma-hf convert` set it.
-        mixer: other fields of `GMAConfig` that decide what the mixer computes, such as `conv_kernel_size`
-            (`MIXER_FIELDS`).
+        mixer: other fields of `GMAConfig` that decide what the mixer computes (`MIXER_FIELDS`, but for `routing_dim`).
+            Gates and convolutions start without an effect. With `read_exponent="learned"` and `calibration` each head
+            starts at the exponent that is best for it.
 
     Raises:
         ValueError: for a source that cannot be opened or is of an unsupported architecture, for weights that are

@@ -35,6 +35,8 @@ REFUSED = [
     ("causal", {"layer_types": SLIDING, "sliding_window": 0}, ["`sliding_window`", "at least 1", "0"]),
     ("causal", {"norm_position": "middle"}, ["norm_position", "middle", "pre", "post"]),
     ("causal", {"position_embedding": "rotary"}, ["position_embedding", "rotary", "learned", "none"]),
+    ("causal", {"embedding_size": 16}, ["`embedding_size`", "16", "`hidden_size`", "24", "causal"]),
+    ("bidirectional", {"embedding_size": 0}, ["`embedding_size`", "at least 1", "0"]),
     ("causal", {"mixer_backend": "cuda"}, ["`mixer_backend`", "'cuda'", "auto", "torch", "triton"]),
     ("causal", {"hidden_act": "no_such_act"}, ["`hidden_act`", "no_such_act"]),
     ("causal", {"hidden_dropout_prob": 1.5}, ["`hidden_dropout_prob`", "1.5"]),
