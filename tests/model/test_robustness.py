@@ -72,9 +72,9 @@ def test_identical_tokens(base, name, dtype):
 @pytest.mark.parametrize("name", CAUSAL + BIDIRECTIONAL)
 def test_large_inputs(base, name, dtype):
     torch.manual_seed(0)
-    embeddings = torch.randn(2, 40, 24).clamp(-3, 3) * 1e4
-    embeddings[:, 20:] = 1e4
     model = base(name, dtype)
+    embeddings = torch.randn(2, 40, model.config.embedding_size).clamp(-3, 3) * 1e4
+    embeddings[:, 20:] = 1e4
     if dtype == torch.float16:  # PyTorch's own layer norm has no finite gradient there
         assert model(inputs_embeds=embeddings.to(dtype)).last_hidden_state.isfinite().all()
     else:
