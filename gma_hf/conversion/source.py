@@ -75,11 +75,21 @@ def open_tokenizer(
     if not name or not any(cached_file(name, file, **IF_THERE) for file in TOKENIZER_FILES):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            name, **({} if max_length is None else {"model_max_length": max_length})
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except Exception as error:  # whatever error it is, it lies in somebody's files
         raise ValueError(
             f"`source` must hold a tokenizer that can be opened, or none, but that of {name!r} cannot: "
             f"{first_sentence(error)}."
         ) from error
+    if max_length is not None:
+        set_max_length(tokenizer, max_length)
+    return tokenizer
+
+
+def set_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Let a tokenizer cut texts at `max_length` tokens, in its own file as well where that cuts them."""
+    tokenizer.model_max_length = max_length
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.truncation is not None:
+        backend.enable_truncation(**backend.truncation | {"max_length": max_length})
+        tokenizer.init_kwargs["max_length"] = max_length

@@ -1,5 +1,6 @@
 """More positions than the source has: what it can read is read as before, and what is longer is read too."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_fewer_positions_or_no_number_are_refused(positions, make_source):
 def test_the_tokenizer_follows(make_source, tmp_path):
     make_source("gpt2", "GPT2LMHeadModel", vocab_size=300).save_pretrained(tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(SHAKESPEARE, model_max_length=POSITIONS)
+    tokenizer.backend_tokenizer.enable_truncation(30)  # as sentence-transformers leaves it
     tokenizer.save_pretrained(tmp_path / "source")
     assert open_tokenizer(tmp_path / "source").model_max_length == POSITIONS
     command = ["convert", str(tmp_path / "source"), str(tmp_path / "out"), "--num-components", "4"]
@@ -77,5 +79,6 @@ def test_the_tokenizer_follows(make_source, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.model_max_length == 100
     assert len(tokenizer("a long text " * 100, truncation=True)["input_ids"]) == 100
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text())["truncation"]["max_length"] == 100
     refused = CliRunner().invoke(app, [*command, "--force", "--max-positions", "39"])
     assert refused.exit_code == 2 and "`max_position_embeddings` must be" in refused.stderr

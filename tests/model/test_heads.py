@@ -119,7 +119,10 @@ def test_tied_weights_stay_tied(make_config, make_model, tmp_path, head, name):
 
     def assert_tied(model, rows):
         embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        assert embedding.data_ptr() == output.data_ptr() and embedding.shape == output.shape == (rows, model.config.embedding_size)
+        assert embedding.data_ptr() == output.data_ptr() and embedding.shape == output.shape == (
+            rows,
+            model.config.embedding_size,
+        )
 
     assert_tied(model, 61)
     model.save_pretrained(tmp_path)
