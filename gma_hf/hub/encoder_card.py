@@ -42,7 +42,7 @@ def encoder_card(
 
     class CardData(SentenceTransformerModelCardData):
         def generate_usage_snippet(self) -> str:
-            opening = f'# After `import gma_hf` nothing needs `trust_remote_code`\n\\1("{name}", trust_remote_code=True)'
+            opening = f'\\1("{name}", trust_remote_code=True)  # after `import gma_hf` without `trust_remote_code`'
             return re.sub(r'(?:#.*\n)?(model = \w+)\("[^"]*"\)', opening, super().generate_usage_snippet())
 
     data = CardData(language=language, license=license, model_name=name.split("/")[-1], local_files_only=True)
