@@ -42,9 +42,8 @@ def find_modules(source: str | Path) -> Path | None:
     if not modules or modules[0].get("path"):
         raise ValueError("`source` must hold its network itself, but modules.json names none or a folder for it.")
     if not Path(source).is_dir():
-        folder = Path(
-            snapshot_download(str(source), allow_patterns=[*FILES, *(f"{x}/*" for x in folders_of(modules))])
-        )
+        patterns = [*FILES, *(f"{name}/*" for name in folders_of(modules))]
+        folder = Path(snapshot_download(str(source), allow_patterns=patterns))
     return folder
 
 
@@ -69,15 +68,13 @@ def copy_modules(modules: Path, folder: Path, max_length: int | None = None) -> 
         shutil.copyfile(path, target)
     if max_length is not None:
         for path in folder.glob(FILES[2]):
-            change(
-                path, lambda values: values | ({"max_seq_length": max_length} if "max_seq_length" in values else {})
-            )
-    change(folder / "config.json", lambda values: values | {"dtype": "float32"})
+            update(path, max_seq_length=max_length)
+    update(folder / "config.json", dtype="float32")
 
 
-def change(path: Path, function: Any) -> None:
-    """Rewrite a JSON file as what `function` makes of its content."""
-    values = function(json.loads(path.read_text(encoding="utf-8")))
+def update(path: Path, **fields: Any) -> None:
+    """Set fields of a JSON file."""
+    values = json.loads(path.read_text(encoding="utf-8")) | fields
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
