@@ -1,9 +1,10 @@
 """
 A BERT-style encoder and what `convert_checkpoint` makes of it, side by side in one run: time and peak memory of
 encoding one long text, the shape of MiniLM-L6 by default, with as many learned positions as tokens (random weights:
-neither depends on their values).
+neither depends on their values). The source also reads the text in windows of 512 tokens, all in one batch, as is done
+with models that read no more: 128 tokens of a window are those of the one before, or none.
 
-    python -m benchmarks.encoder                    # two CPU cores, 512 to 8,192 tokens: about 5 minutes
+    python -m benchmarks.encoder                    # two CPU cores, 512 to 8,192 tokens: about 6 minutes
 """
 
 from collections.abc import Callable
@@ -23,7 +24,10 @@ from .harness import machine, save, time_side_by_side
 from .memory import peak_bytes
 
 
-CONTENDERS = {"source (softmax)": None, "converted, every second layer": "every:2", "converted, all layers": "all"}
+SOURCE, CONVERTED = "source (softmax)", "converted, all layers"
+CONTENDERS = {SOURCE: None, "converted, every second layer": "every:2", CONVERTED: "all"}
+WINDOWS = {"source, windows": 128, "source, windows without overlap": 0}  # tokens that a window shares with the next
+WINDOW = 512
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Arguments:
     components: int = field(default=64, metadata={"help": "K of GMA."})
     device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns of each contender; the median counts."})
+    longest_softmax: int = field(default=8192, metadata={"help": "Tokens that softmax layers read, at most."})
     limit: float = field(default=30.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
     seed: int = field(default=0, metadata={"help": "Of weights and tokens."})
@@ -57,42 +62,50 @@ def encoder(args: Arguments, layers: str | None) -> PreTrainedModel:
     return model.eval().to(args.device)
 
 
-def encode(model: PreTrainedModel, length: int) -> Callable[[], object]:
-    """Forward of one text of so many tokens."""
+def encode(model: PreTrainedModel, length: int, overlap: int | None = None) -> Callable[[], object]:
+    """Return a forward of one text of so many tokens, or of its windows, with so many tokens shared, as one batch."""
     tokens = torch.randint(1000, 30000, (1, length), device=model.device)
-    return torch.inference_mode()(lambda: model(tokens))
+    if overlap is not None and length > WINDOW:
+        starts = range(0, length - overlap, WINDOW - overlap)
+        tokens = torch.cat([tokens[:, min(start, length - WINDOW) :][:, :WINDOW] for start in starts])
+    return torch.inference_mode()(lambda: model(tokens).last_hidden_state.mean(dim=1).mean(dim=0))
 
 
-def encode_afresh(model_class: type, config: PreTrainedConfig, device: str, length: int) -> Callable[[], object]:
-    """The same from a new model of that config."""
-    return encode(model_class(config).eval().to(device), length)
+def encode_afresh(
+    model_class: type, config: PreTrainedConfig, device: str, length: int, overlap: int | None
+) -> Callable[[], object]:
+    """Return the same from a new model of that config."""
+    return encode(model_class(config).eval().to(device), length, overlap)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     (args,) = parse((Arguments,), arguments)
     models = {name: encoder(args, layers) for name, layers in CONTENDERS.items()}
+    models |= dict.fromkeys(WINDOWS, models[SOURCE])
     seconds, memory = {name: {} for name in models}, {name: {} for name in models}
     for length in args.lengths:
-        calls = {name: encode(model, length) for name, model in models.items()}
+        linear = (CONVERTED, *WINDOWS)
+        reading = {name: x for name, x in models.items() if name in linear or length <= args.longest_softmax}
+        calls = {name: encode(model, length, WINDOWS.get(name)) for name, model in reading.items()}
         for name, value in time_side_by_side(calls, args.device, args.rounds, args.limit).items():
             seconds[name][length] = value * 1e3
-        for name, model in models.items():
-            make_call = partial(encode_afresh, type(model), model.config, args.device, length)
-            memory[name][length] = peak_bytes(make_call, args.device) / 2**20
+        for name, model in reading.items():
+            new = (type(model), model.config, args.device, length, WINDOWS.get(name))
+            memory[name][length] = peak_bytes(partial(encode_afresh, *new), args.device) / 2**20
         print(f"{length:,} tokens done", flush=True)
     panels = {"encoding": (seconds, "milliseconds"), "peak memory": (memory, "MiB, weights included")}
-    source, *_, converted = CONTENDERS
     ratios = {
-        title: {n: figures[source][n] / figures[converted][n] for n in args.lengths}
+        f"{title}, {name}": {n: value / figures[CONVERTED][n] for n, value in figures[name].items()}
         for title, (figures, _) in panels.items()
+        for name in (SOURCE, *WINDOWS)
     }
     report = {"machine": machine(args.device), "arguments": asdict(args), "ratios": ratios}
     report |= {title: figures for title, (figures, _) in panels.items()}
     save(Path(args.output_dir), f"encoder_{args.device}", report, panels)
     print("\nThe source's figure over that of the converted model, all layers:")
     for title, row in ratios.items():
-        print(f"{title:>20}: " + ", ".join(f"{n:,}: {value:.2f}" for n, value in row.items()))
+        print(f"{title:>45}: " + ", ".join(f"{n:,}: {value:.2f}" for n, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -34,13 +34,14 @@ def convert(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a folder at OUT.")] = False,
 ) -> None:
-    """Make a GMA model of a checkpoint in the style of GPT-2 or BERT, with its tokenizer if it has one."""
+    """Make a GMA model of a checkpoint in the style of GPT-2 or BERT, tokenizer and pooling included."""
     from transformers.utils import logging
 
     from ..conversion import convert_checkpoint
     from ..conversion.source import open_source, open_tokenizer
     from ..files import check_output, whole_folder
     from ..hub.find import check_checkpoint
+    from ..hub.modules import copy_modules, find_modules
     from ..placing import choose_device, choose_dtype
     from ..texts import read_text
 
@@ -51,7 +52,7 @@ def convert(
     texts = None
     if calibration is not None:
         texts = [line for line in read_text(calibration, "--calibration").splitlines() if line.strip()]
-    opened = open_source(source).to(place)
+    modules, opened = find_modules(source), open_source(source).to(place)
     model = convert_checkpoint(
         opened,
         layers=layers,
@@ -65,6 +66,8 @@ def convert(
         model.save_pretrained(written)
         if tokenizer is not None:
             tokenizer.save_pretrained(written)
+        if modules is not None:
+            copy_modules(modules, written, max_positions)
     without = ", without a tokenizer, since SOURCE has none" if tokenizer is None else ""
     typer.echo(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {out}{without}.")
     if "gma" in model.config.layer_types:

@@ -7,17 +7,12 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..errors import first_sentence
-from ..hub.find import check_checkpoint
+from ..hub.find import IF_THERE, check_checkpoint
 from .families import FAMILIES, unsupported
 
 
 # A tokenizer is made of one of these. Without, Transformers makes an empty one up.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
-IF_THERE = {
-    "_raise_exceptions_for_gated_repo": False,
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
 
 
 def open_source(source: str | Path | PreTrainedModel) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from jinja2 import Template
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
@@ -26,6 +27,7 @@ from ..errors import first_sentence
 from ..files import whole_file
 from ..model.additions_gma import ADDITIONS
 from ..model.configuration_gma import GMAConfig
+from .encoder_card import encoder_card
 
 
 PIPELINES = {
@@ -52,18 +54,12 @@ ARGUMENTS = [
     ),
     *("weight_decay", "max_grad_norm", "label_smoothing_factor", "seed", "bf16", "fp16"),
 ]
-TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ name }}
-
+DESCRIPTION = """\
 {{ architecture }} ({{ style }}) with {{ parameters }} parameters: {{ layers }} layers of width {{ width }}, \
 {{ gma_layers }} of these layers with Gaussian Mixture Attention (Huang and Raza, 2026, \
 [arXiv:2606.18283](https://arxiv.org/abs/2606.18283)), {{ heads }} heads, {{ components }} components per head; \
-{{ additions }}.
-
-```python
+{{ additions }}."""
+USAGE = """```python
 from transformers import {{ auto_class }}{{ ", AutoTokenizer" if tokenizer }}
 
 # After `import gma_hf` nothing needs `trust_remote_code`
@@ -71,8 +67,8 @@ model = {{ auto_class }}.from_pretrained("{{ repo }}", trust_remote_code=True)
 {%- if tokenizer %}
 tokenizer = AutoTokenizer.from_pretrained("{{ repo }}", trust_remote_code=True)
 {%- endif %}
-```
-{% if metrics %}
+```"""
+SECTIONS = """{% if metrics %}
 ## Metrics
 
 {{ metrics }}
@@ -87,6 +83,16 @@ With `Trainer` of Transformers {{ transformers }}{{ seconds }}. Its arguments:
 
 {{ arguments }}
 {% endif %}"""
+TEMPLATE = f"""---
+{{{{ card_data }}}}
+---
+
+# {{{{ name }}}}
+
+{DESCRIPTION}
+
+{USAGE}
+{SECTIONS}"""
 
 
 def write_card(
@@ -153,8 +159,31 @@ def make_card(
     metrics, history = read_metrics(folder), read_history(folder)
     measured = only_measured(metrics or (history[-1] if history else {}))
     name = repo or folder.resolve().name
+    fields = {
+        "name": name.split("/")[-1],
+        "repo": name,
+        "architecture": f"`{architecture}`",
+        "auto_class": architecture.replace("GMA", "Auto" if architecture == "GMAModel" else "AutoModel"),
+        "style": "causal" if config.is_causal else "bidirectional",
+        "parameters": f"{count_parameters(folder):,}",
+        "layers": config.num_hidden_layers,
+        "gma_layers": config.layer_types.count("gma"),
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "components": config.num_components,
+        "additions": describe_additions(config),
+        "tokenizer": (folder / "tokenizer_config.json").is_file(),
+        "metrics": table(["metric", "value"], [[key, figure(value)] for key, value in measured.items()]),
+        "evaluations": table_of_evaluations(history),
+        "transformers": getattr(config, "transformers_version", None) or "of an unknown version",
+        "seconds": f", {metrics['train_runtime']:,.0f} seconds" if "train_runtime" in metrics else "",
+        "arguments": table_of_arguments(arguments),
+    }
+    parts = (Template(part).render(fields) for part in (DESCRIPTION, SECTIONS))
+    if (card := encoder_card(folder, name, *parts, license, language, base_model, dataset)) is not None:
+        return card
     card_data = ModelCardData(
-        model_name=name.split("/")[-1],
+        model_name=fields["name"],
         library_name="transformers",
         pipeline_tag=PIPELINES[architecture],
         tags=["gma", "gaussian-mixture-attention", "custom_code"],
@@ -164,28 +193,7 @@ def make_card(
         datasets=None if dataset is None else [dataset],
         eval_results=None if dataset is None else results(measured, PIPELINES[architecture], dataset),
     )
-    return ModelCard.from_template(
-        card_data,
-        template_str=TEMPLATE,
-        name=name.split("/")[-1],
-        repo=name,
-        architecture=f"`{architecture}`",
-        auto_class=architecture.replace("GMA", "Auto" if architecture == "GMAModel" else "AutoModel"),
-        style="causal" if config.is_causal else "bidirectional",
-        parameters=f"{count_parameters(folder):,}",
-        layers=config.num_hidden_layers,
-        gma_layers=config.layer_types.count("gma"),
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        components=config.num_components,
-        additions=describe_additions(config),
-        tokenizer=(folder / "tokenizer_config.json").is_file(),
-        metrics=table(["metric", "value"], [[key, figure(value)] for key, value in measured.items()]),
-        evaluations=table_of_evaluations(history),
-        transformers=getattr(config, "transformers_version", None) or "of an unknown version",
-        seconds=f", {metrics['train_runtime']:,.0f} seconds" if "train_runtime" in metrics else "",
-        arguments=table_of_arguments(arguments),
-    )
+    return ModelCard.from_template(card_data, template_str=TEMPLATE, **fields)
 
 
 def check_repo(option: str, value: str | None) -> None:

@@ -12,6 +12,12 @@ from ..errors import first_sentence
 
 
 HUB_TIMEOUT = 10  # seconds
+# For `cached_file`: None instead of an error
+IF_THERE = {
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 
 
 def check_checkpoint(name: str, argument: str = "CHECKPOINT") -> None:

@@ -7,6 +7,7 @@ nothing where the checkpoint opens.
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -36,6 +37,12 @@ def open_copy(folder: str) -> None:
         output = model.eval()(ids[None] if class_name == "GMAForMultipleChoice" else ids)
     if not output[0].isfinite().all():
         raise ValueError("what the model computes is not finite")
+    if (Path(folder) / "modules.json").is_file() and find_spec("sentence_transformers") is not None:
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(folder, device="cpu", trust_remote_code=True)
+        if not encoder.encode(["A text."], convert_to_tensor=True).isfinite().all():
+            raise ValueError("the embedding of a text is not finite")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ..errors import first_sentence
 from ..files import whole_folder
 from .card import check_repo, make_card, read_config, read_json
 from .find import last_checkpoint
+from .modules import module_files
 
 
 # What belongs to a checkpoint. All else in its folder, such as optimizer and logs of a training, stays there.
@@ -35,7 +36,6 @@ PARTS = (
         "merges.txt",
     ),
     *("tokenizer.model", "spiece.model", "chat_template.*", "preprocessor_config.json", "processor_config.json"),
-    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
 )
 # What is deleted on the Hub unless it is uploaded anew: other files of weights would be opened instead of the new ones
 STALE = (*WEIGHTS, "pytorch_model*", "*_gma.py")
@@ -141,27 +141,12 @@ def check_weights(folder: Path) -> None:
 def parts_of(folder: Path) -> list[Path]:
     """Return the files that belong to a checkpoint, relative to its folder."""
     found = [path for path in folder.iterdir() if path.is_file() and any(fnmatch(path.name, part) for part in PARTS)]
-    for name in module_folders(folder):
-        if not (folder / name).is_dir():
-            raise ValueError(f"modules.json must name folders of FOLDER, but {str(folder)!r} has no {name!r}.")
-        found += [path for path in (folder / name).rglob("*") if path.is_file()]
+    found += module_files(folder)
     if (folder / "additional_chat_templates").is_dir():
         found += (folder / "additional_chat_templates").glob("*.jinja")
     if (card := folder / "README.md").is_file():
         found += files_shown_in(card)
     return sorted({path.relative_to(folder) for path in found})
-
-
-def module_folders(folder: Path) -> list[str]:
-    """Return the folders of the modules of sentence-transformers, as "1_Pooling"."""
-    if not (folder / "modules.json").is_file():
-        return []
-    modules = read_json(folder / "modules.json")
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise ValueError(
-            f"modules.json must hold the modules of sentence-transformers, but that of {str(folder)!r} not."
-        )
-    return [path for module in modules if (path := module.get("path")) and re.fullmatch(r"[\w.-]*\w[\w.-]*", path)]
 
 
 def files_shown_in(card: Path) -> list[Path]:

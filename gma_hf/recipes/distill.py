@@ -34,6 +34,7 @@ from ..conversion import convert_checkpoint
 from ..conversion.mixers import which_layers
 from ..conversion.source import open_tokenizer
 from ..files import whole_file
+from ..hub.modules import copy_modules, find_modules
 from ..model.modeling_gma import GMAForCausalLM, GMAForMaskedLM, GMAModel, GMAPreTrainedModel
 from ..session import longest_text
 from .arguments import RunArguments, json_fields, parse
@@ -274,7 +275,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
 
     source, tokenizer = open_teacher(args, data_args)
     source.to(training_args.device)
-    objective = make_objective(source, args)
+    objective, modules = make_objective(source, args), find_modules(args.source)
     mixer = json_fields("mixer", args.mixer, args.mixer)
     data = objective.prepare(load_text(data_args), data_args, tokenizer, training_args.seed)
     model = convert_checkpoint(
@@ -335,6 +336,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         tokenizer.backend_tokenizer.no_truncation()  # it keeps that of its last call otherwise
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(output)
+        if modules is not None:
+            copy_modules(modules, output)
         command = shlex.join(sys.argv[1:] if arguments is None else arguments)
         write_card(
             output,

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Template
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..files import whole_file
+from ..hub.encoder_card import encoder_card
 from .distill_objectives import Objective
 from .running import train_extra
 from .texts import DataArguments
@@ -21,27 +23,20 @@ with train_extra():
 
 
 PLOT = "distillation.png"
-TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ name }}
-
+DESCRIPTION = """\
 {{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and
 distilled in two stages: first each GMA layer alone, on the source's own hidden states, then the whole model on what
 the source gives. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head;
 {{ parameters }} parameters. What its source is good for and may be used for holds for it too, as far as the figures
-below say; beyond the length of the distillation's examples ({{ block_size }} tokens) nothing was measured.
-
-```python
+below say; beyond the length of the distillation's examples ({{ block_size }} tokens) nothing was measured."""
+USAGE = """```python
 from transformers import AutoTokenizer, {{ auto_class }}
 
 # With `import gma_hf` before, neither needs `trust_remote_code`
 tokenizer = AutoTokenizer.from_pretrained("{{ folder }}", trust_remote_code=True)
 model = {{ auto_class }}.from_pretrained("{{ folder }}", trust_remote_code=True)
-```
-
-## How near it is to its source
+```"""
+SECTIONS = """## How near it is to its source
 
 {{ table }}
 
@@ -62,6 +57,17 @@ Data: {{ data }}. Seed {{ seed }}; stages of {{ seconds }} seconds; {{ machine }
 {{ command }}
 ```
 """
+TEMPLATE = f"""---
+{{{{ card_data }}}}
+---
+
+# {{{{ name }}}}
+
+{DESCRIPTION}
+
+{USAGE}
+
+{SECTIONS}"""
 
 
 def write_card(
@@ -90,34 +96,36 @@ def write_card(
     draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
     source = args.source_name or (Path(args.source).name if Path(args.source).is_dir() else args.source)
     gma_layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "gma"]
-    card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers", base_model=source, license=args.license, tags=["gma", "custom_code"]
-        ),
-        template_str=TEMPLATE,
-        name=folder.resolve().name,
-        folder=folder,
-        source=f"`{source}`",
-        layers=len(gma_layers),
-        all_layers=model.config.num_hidden_layers,
-        components=model.config.num_components,
-        parameters=f"{model.num_parameters():,}",
-        table=table(
+    fields = {
+        "name": folder.resolve().name,
+        "folder": folder,
+        "source": f"`{source}`",
+        "layers": len(gma_layers),
+        "all_layers": model.config.num_hidden_layers,
+        "components": model.config.num_components,
+        "parameters": f"{model.num_parameters():,}",
+        "table": table(
             ["model", *objective.metrics], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]
         ),
-        legend="\n".join(f"- {name}: {meaning}" for name, meaning in objective.metrics.items()),
-        plot=PLOT,
-        error_table=table(
+        "legend": "\n".join(f"- {name}: {meaning}" for name, meaning in objective.metrics.items()),
+        "plot": PLOT,
+        "error_table": table(
             ["layer", *map(str, gma_layers)], [[stage, *map(figure, values)] for stage, values in errors.items()]
         ),
-        data=data.dataset_name or ", ".join(data.train_file),
-        seed=training.seed,
-        seconds=" and ".join(f"{x:,.0f}" for x in seconds),
-        block_size=data.block_size,
-        auto_class=type(model).__name__.replace("GMA", "Auto"),
-        machine=machine(training.device),
-        command=command,
-    )
+        "data": data.dataset_name or ", ".join(data.train_file),
+        "seed": training.seed,
+        "seconds": " and ".join(f"{x:,.0f}" for x in seconds),
+        "block_size": data.block_size,
+        "auto_class": type(model).__name__.replace("GMA", "Auto"),
+        "machine": machine(training.device),
+        "command": command,
+    }
+    parts = (Template(part).render(fields) for part in (DESCRIPTION, SECTIONS))
+    card = encoder_card(folder, str(folder), *parts, args.license, base_model=source)
+    if card is None:
+        tags = ["gma", "custom_code"]
+        data = ModelCardData(library_name="transformers", base_model=source, license=args.license, tags=tags)
+        card = ModelCard.from_template(data, template_str=TEMPLATE, **fields)
     with whole_file(folder / "README.md") as path:
         card.save(path)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from transformers.utils import ModelOutput
 
 from benchmarks import analysis, assisted, chunk_size, decode, encoder, long_context, mixer, model
 
@@ -103,7 +105,27 @@ def test_chunk_size(report_of):
 
 
 def test_encoder(report_of):
-    assert_positive(report_of(encoder), ["encoding", "peak memory"], set(encoder.CONTENDERS), {"32", "64"})
+    encoder_contenders = set(encoder.CONTENDERS) | set(encoder.WINDOWS)
+    assert_positive(report_of(encoder), ["encoding", "peak memory"], encoder_contenders, {"32", "64"})
+
+
+def test_windows_hold_every_token_of_a_long_text():
+    class Reader:
+        device = "cpu"
+
+        def __call__(self, tokens):
+            self.read = tokens
+            return ModelOutput(last_hidden_state=tokens[..., None].float())
+
+    for length, overlap, windows in ((600, 128, 2), (896, 128, 2), (897, 128, 3), (1024, 0, 2), (1025, 0, 3)):
+        reader = Reader()
+        torch.manual_seed(0)
+        text = torch.randint(1000, 30000, (1, length))
+        torch.manual_seed(0)
+        encoder.encode(reader, length, overlap)()
+        assert reader.read.shape == (windows, 512)
+        assert set(text[0].tolist()) == set(reader.read.flatten().tolist())
+        assert overlap == 0 or torch.equal(reader.read[0, -overlap:], reader.read[1, :overlap]) or length == 600
 
 
 def test_long_context(report_of):
