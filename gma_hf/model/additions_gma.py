@@ -65,6 +65,10 @@ class Addition:
         """Return the shape of what it keeps of one row, or None if it keeps nothing."""
         return None
 
+    def reach(self) -> tuple[int, int]:
+        """Return how many tokens before a token, and after it, its `project` sees."""
+        return 0, 0
+
     def project(
         self, module: nn.Module, projected: Tensor, documents: Documents, kept: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -130,6 +134,9 @@ class ShortConvolution(Addition):
 
     def kept_shape(self):
         return (self.config.conv_kernel_size - 1, self.channels) if self.config.is_causal else None
+
+    def reach(self):
+        return convolution_reach(self.config.conv_kernel_size, self.config.is_causal)
 
     def project(self, module, projected, documents, kept):
         return module(projected, self.config.is_causal, documents, kept)
@@ -246,6 +253,11 @@ def log_forget_gate(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     return log_gate.transpose(1, 2)
 
 
+def convolution_reach(width: int, causal: bool) -> tuple[int, int]:
+    """Return how many tokens before a token, and after it, a convolution of `width` taps sees."""
+    return (width - 1, 0) if causal else (width // 2, width // 2)
+
+
 def short_convolution(
     x: Tensor,
     weight: Tensor,
@@ -255,7 +267,8 @@ def short_convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """
     Return a depthwise convolution with a residual path, `x + weight * x`, over the real tokens of each row. Masked
-    ones are taken out before and put back after, so a row gives what it gives alone, wherever its padding is.
+    ones are taken out before and put back after, as they were, so a row gives what it gives alone, wherever its
+    padding is.
 
     Args:
         x: `[B, N, C]`.
@@ -276,7 +289,7 @@ def short_convolution(
         order, rank = _real_tokens_first(mask)
         inputs = (x * mask[..., None]).gather(1, order[..., None].expand(-1, -1, channels))
         places = None if places is None else places.gather(1, order)
-    reach = (width - 1, 0) if causal else (width // 2, width // 2)
+    reach = convolution_reach(width, causal)
     padded = F.pad(inputs, (0, 0, *reach))
     if tail is not None:
         padded = torch.cat([tail.to(x.dtype), inputs], dim=1)
@@ -290,7 +303,8 @@ def short_convolution(
         )
     tail = _tail(padded, mask, places, width) if causal else None
     if mask is not None:
-        mixed = mixed.gather(1, rank[..., None].expand(-1, -1, channels))
+        # A masked token stays as it is: in the order above it stands behind the end of its row
+        mixed = mixed.gather(1, rank[..., None].expand(-1, -1, channels)) * mask[..., None]
     return x + mixed, tail
 
 

@@ -167,6 +167,7 @@ class GaussianMixtureAttention(nn.Module):
         cache: Cache | None = None,
         output_attentions: bool = False,
         output_responsibilities: bool = False,
+        sequence_part: Any = None,
         **kwargs,
     ) -> MixerOutput:
         """
@@ -176,12 +177,17 @@ class GaussianMixtureAttention(nn.Module):
             cache: cache that the state is read from and written to (causal only), or None.
             output_attentions: whether to form the affinity.
             output_responsibilities: whether to give the responsibilities.
+            sequence_part: which part of a sequence these tokens are that several processes read together, a
+                `gma_hf.parallel.SequencePart`; None for all of it.
         """
         layer = None if cache is None else cache.layers[self.layer_idx]
-        past = {} if layer is None else layer.tensors
-        heads, now = self.project(hidden_states, documents, past)
+        past, mix = {} if layer is None else layer.tensors, self.mix
+        if sequence_part is not None:
+            sequence_part.check(layer, output_attentions)
+            mix = partial(sequence_part.mix, self)
+        heads, now = self.project(hidden_states, documents, past, sequence_part)
         scores = self.mixture(routing_dtype(hidden_states))
-        output, state = self.mix(heads, scores, documents, past.get("state"))
+        output, state = mix(heads, scores, documents, past.get("state"))
 
         gammas = weights = None
         if output_attentions or output_responsibilities:
@@ -195,7 +201,7 @@ class GaussianMixtureAttention(nn.Module):
         return MixerOutput(self.join(output, hidden_states), weights, gammas if output_responsibilities else None)
 
     def project(
-        self, hidden_states: Tensor, documents: Documents, past: dict[str, Tensor]
+        self, hidden_states: Tensor, documents: Documents, past: dict[str, Tensor], sequence_part: Any = None
     ) -> tuple[Heads, dict[str, Tensor]]:
         """
         Return what the heads mix, and what the additions keep for the next call, by name.
@@ -204,11 +210,13 @@ class GaussianMixtureAttention(nn.Module):
             hidden_states: `[batch, N, hidden]`.
             documents: padding and packing.
             past: what the additions kept of the last call, by name.
+            sequence_part: as in `forward`.
         """
         projected, log_decay, exponent, now = self.qkv_proj(hidden_states), None, None, {}
         for addition in self.additions:
             module = getattr(self, addition.name)
-            projected, kept = addition.project(module, projected, documents, past.get(addition.keeps))
+            project = addition.project if sequence_part is None else partial(sequence_part.project, addition)
+            projected, kept = project(module, projected, documents, past.get(addition.keeps))
             if kept is not None:
                 now[addition.keeps] = kept
             decay = addition.log_decay(module, hidden_states, documents)

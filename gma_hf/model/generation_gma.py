@@ -20,7 +20,10 @@ from .softmax_gma import softmax_masks
 # Tokens of a prompt that are read at once: longer ones are read in pieces, so that memory stays that of a piece.
 PREFILL_CHUNK = 8192
 # Arguments with which a prompt is read as a whole: their outputs, or what they mean, are of all tokens
-NOT_IN_PIECES = ("output_attentions", "output_hidden_states", "output_responsibilities", "cu_seq_lens_q", "seq_idx")
+NOT_IN_PIECES = (
+    *("output_attentions", "output_hidden_states", "output_responsibilities"),
+    *("cu_seq_lens_q", "seq_idx", "sequence_part"),
+)
 
 
 def create_masks_for_generate(config, inputs_embeds, attention_mask, position_ids=None, **kwargs) -> dict:

@@ -1,0 +1,53 @@
+"""Collectives that gradients flow back through."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    """What all ranks have, and back to each the sum of what all ranks ask of it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN001
+        ctx.group = group
+        gathered = x.new_empty(dist.get_world_size(group), *x.shape)
+        dist.all_gather_into_tensor(gathered.view(-1), x.contiguous().view(-1), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        mine = grad.new_empty(grad.shape[1:])
+        dist.reduce_scatter_tensor(mine.view(-1), grad.contiguous().view(-1), group=ctx.group)
+        return mine, None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of what all ranks have, and of what they ask of it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN001
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """
+    Return the tensors of all ranks, `[ranks, *x.shape]`, each of the shape of this one.
+
+    Every rank has to call it, and where gradients are taken, every rank has to take some that depend on the result.
+    """
+    return _Gather.apply(x, group)
+
+
+def add_up(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the sum over the ranks of tensors of one shape; every rank has to call it, as for `gather`."""
+    return _Sum.apply(x, group)
