@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..model.documents_gma import documents_of_call, positions_of_real_tokens
+from .collectives import gather
 from .part import SequencePart
 
 
 HEADS = ("GMAModel", "GMAForCausalLM", "GMAForMaskedLM")
 BY_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "labels", "seq_idx")
-BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # as DataCollatorWithFlattening gives them
+BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # of DataCollatorWithFlattening
 
 
 def shard_batch(
@@ -134,8 +135,7 @@ def _check_same(batch: dict[str, Any], tokens: Tensor, group: dist.ProcessGroup)
         x = tokens.new_zeros(1, dtype=torch.float64) if x is None else x.double().flatten()
         sums.append((x * torch.arange(1, len(x) + 1, device=x.device).sin()).sum()[None])
     mine = torch.cat(sums)
-    found = mine.new_empty(dist.get_world_size(group), len(mine))
-    dist.all_gather_into_tensor(found.view(-1), mine, group=group)
+    found = gather(mine, group)
     other = [rank for rank, of_rank in enumerate(found.tolist()) if of_rank != found[0].tolist()]
     if other:
         raise ValueError(

@@ -5,6 +5,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+# As newer torch calls them, which warns of the older names
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 class _Gather(torch.autograd.Function):
     """What all ranks have, and back to each the sum of what all ranks ask of it."""
 
@@ -12,13 +17,13 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN001
         ctx.group = group
         gathered = x.new_empty(dist.get_world_size(group), *x.shape)
-        dist.all_gather_into_tensor(gathered.view(-1), x.contiguous().view(-1), group=group)
+        _all_gather(gathered.view(-1), x.contiguous().view(-1), group=group)
         return gathered
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
         mine = grad.new_empty(grad.shape[1:])
-        dist.reduce_scatter_tensor(mine.view(-1), grad.contiguous().view(-1), group=ctx.group)
+        _reduce_scatter(mine.view(-1), grad.contiguous().view(-1), group=ctx.group)
         return mine, None
 
 

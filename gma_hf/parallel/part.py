@@ -1,7 +1,7 @@
 """
-The part of a sequence that one rank of a group reads, and what its layers ask the other ranks for: the state after what
-stands before it (in a bidirectional model, of all that stands elsewhere), and the few tokens that a convolution sees
-beyond its ends.
+The part of a sequence that one rank of a group reads, and what its layers ask the other ranks for: the state after
+what stands before it (in a bidirectional model, of all that stands elsewhere), and the few tokens that a convolution
+sees beyond its ends.
 
 The ranks must call the same collectives in the same order, forward and backward. So no rank leaves out what it alone
 does not need: it is multiplied by zero.
@@ -144,7 +144,7 @@ class SequencePart:
         return layer.mix(reading, scores, ONE_EACH, add_up(own, self.group))
 
     def state_before(self, heads: Any, scores: ScoreWeights, documents: Documents) -> Tensor:
-        """Return the state before this part, `[B, H, K, d_v + 1]`: what earlier parts wrote, and later ones decayed."""
+        """Return the state before this part, `[B, H, K, d_v + 1]`: what earlier parts wrote, decayed up to here."""
         mask = _within(documents, -1)
         if heads.log_decay is None:
             states = gather(state_of(heads, scores, mask), self.group)
@@ -159,7 +159,7 @@ class SequencePart:
         return (weights[..., None, None] * states).sum(0)
 
     def states_elsewhere(self, heads: Any, scores: ScoreWeights, documents: Documents) -> Tensor:
-        """Return, for each document of this part in a bidirectional model, its state in other parts, `[S, H, K, ...]`."""
+        """Return what other parts wrote of each document of this part, `[S, H, K, d_v + 1]`: bidirectional, packed."""
         own = torch.stack([state_of(heads, scores, _within(documents, end)) for end in (0, -1)])
         first, last = gather(own, self.group).unbind(1)
         before = (self.is_before[..., None, None, None] * last).sum(0)

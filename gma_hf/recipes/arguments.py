@@ -4,12 +4,16 @@ import difflib
 import json
 import sys
 from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+
+from ..parallel.trainer import SequenceParallelTrainer
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -97,6 +101,22 @@ class RunArguments:
         if not training.load_best_model_at_end:
             raise ValueError("`load_best_model_at_end` must be True with `early_stopping_patience`, but it is False.")
         return [EarlyStoppingCallback(self.early_stopping_patience)]
+
+
+@dataclass
+class ParallelArguments:
+    """How the processes of a run share the work."""
+
+    sequence_parallel_size: int = field(
+        default=1,
+        metadata={"help": "Processes that read each block together, a part each; it divides their number."},
+    )
+
+    def trainer_class(self) -> Callable[..., Trainer]:
+        """Return the `Trainer` for it."""
+        if self.sequence_parallel_size == 1:
+            return Trainer
+        return partial(SequenceParallelTrainer, sequence_parallel_size=self.sequence_parallel_size)
 
 
 class Parser(HfArgumentParser):

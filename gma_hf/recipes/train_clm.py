@@ -23,15 +23,19 @@ Other text: a data set of the Hub by its name, or files; another tokenizer; anot
     python -m gma_hf.recipes.train_clm --train_file train.txt --validation_file valid.txt --train_tokenizer 8000 \
         --model_config my_config.json --output_dir runs/mine
 
+Blocks that are too long for one process, a half of each in either of two (GMA layers only):
+
+    torchrun --nproc_per_node 2 -m gma_hf.recipes.train_clm --sequence_parallel_size 2 --block_size 65536 ...
+
 Arguments may stand in a YAML file (`--config FILE`; those of `gma_hf/recipes/configs` by their name), and
 `--early_stopping_patience N` ends what no longer gains. Run again with the same `--output_dir`, training resumes from
 its last checkpoint, or says that it is finished. Fine-tune a checkpoint by `--model_name_or_path`. All of
 `transformers.TrainingArguments` are accepted; `--help` lists everything.
 """
 
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator, set_seed
 
-from .arguments import ModelArguments, RunArguments, parse
+from .arguments import ModelArguments, ParallelArguments, RunArguments, parse
 from .models import load_model
 from .running import run
 from .texts import DataArguments, load_text, make_blocks
@@ -41,8 +45,8 @@ from .training import Start, finished_metrics, train_and_evaluate
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate and save; return the metrics of the evaluation, with the perplexity."""
-    kinds = (ModelArguments, DataArguments, RunArguments, TrainingArguments)
-    model_args, data_args, run_args, training_args = parse(kinds, arguments)
+    kinds = (ModelArguments, DataArguments, RunArguments, ParallelArguments, TrainingArguments)
+    model_args, data_args, run_args, parallel_args, training_args = parse(kinds, arguments)
     callbacks, start = run_args.callbacks(training_args), Start.of(training_args, run_args)
     if (metrics := finished_metrics(start, training_args, "eval")) is not None:
         return metrics
@@ -55,7 +59,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = load_model(model_args, AutoModelForCausalLM, {"vocab_size": len(tokenizer), **tokens})
     blocks = make_blocks(texts, data_args.text_column, tokenizer, data_args.block_size)
 
-    trainer = Trainer(
+    trainer = parallel_args.trainer_class()(
         model=model,
         args=training_args,
         train_dataset=blocks["train"],
