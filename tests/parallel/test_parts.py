@@ -98,9 +98,7 @@ def test_parts_are_the_whole(make_config, make_model, assert_close, run_python, 
     padded anywhere and packed, with gradient checkpointing too.
     """
     script, module = load_script()
-    models = {
-        name: make_model(getattr(gma_hf, f"GMAFor{head}"), make_config(name)) for name, head in MODELS.items()
-    }
+    models = {name: make_model(getattr(gma_hf, f"GMAFor{head}"), make_config(name)) for name, head in MODELS.items()}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     cases = cases_of()
