@@ -32,6 +32,16 @@ def test_convolution_is_the_definition(compare, leaves, padding_mask, length, ca
     )
 
 
+def test_convolution_leaves_padding_as_it_is():
+    """What comes before the first real token is predicted from padding, which must not see the end of its row."""
+    torch.manual_seed(0)
+    x, weight, mask = torch.randn(1, 12, 6), torch.randn(6, 4), torch.ones(1, 12, dtype=torch.bool)
+    mask[:, :2] = mask[:, 7] = False
+    for causal in (True, False):
+        mixed, _ = short_convolution(x, weight[:, : 4 if causal else 3], causal, Documents(mask))
+        assert torch.equal(mixed[~mask], x[~mask])
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("cuts", [[1], [2, 3], [9], [5, 6, 7, 20]], ids=str)
 def test_a_tail_continues_a_convolution(assert_close, padding_mask, cuts, masked):
