@@ -181,14 +181,14 @@ class GaussianMixtureAttention(nn.Module):
         past = {} if layer is None else layer.tensors
         heads, now = self.project(hidden_states, documents, past)
         scores = self.mixture(routing_dtype(hidden_states))
-        output, state = self.mix(heads, scores, documents, past.get("state"))
-
         gammas = weights = None
         if output_attentions or output_responsibilities:
             gammas = responsibilities(heads.queries, heads.keys, scores, documents.mask)
         if output_attentions:
             settings = (self.config.read_epsilon, self.is_causal, past.get("state"), heads.log_decay, documents.ids)
             weights = affinity(*gammas, *settings, heads.read_exponent)
+        is_static = layer is not None and layer.is_compileable
+        output, state = self.mix(heads, scores, documents, past.get("state"), in_place=is_static)
         if layer is not None:
             replay = partial(self._replay, hidden_states.detach(), documents, past) if layer.record_past else None
             layer.update({"state": state, **now}, hidden_states.shape[1], replay)
@@ -225,13 +225,21 @@ class GaussianMixtureAttention(nn.Module):
         return Heads(queries, keys, values, log_decay, exponent), now
 
     def mix(
-        self, heads: Heads, scores: ScoreWeights, documents: Documents, state: Tensor | None
+        self,
+        heads: Heads,
+        scores: ScoreWeights,
+        documents: Documents,
+        state: Tensor | None,
+        in_place: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return what the heads read, `[batch, heads, N, head width]`, and the state after it."""
+        """
+        Return what the heads read, `[batch, heads, N, head width]`, and the state after it, for which the one before
+        may be written over if `in_place`.
+        """
         inputs = (heads.queries, heads.keys, heads.values, scores, self.config.read_epsilon)
         if self.is_causal:
             settings = (self.config.chunk_size, documents, heads.log_decay, state, self.config.mixer_backend)
-            return mix_causal(*inputs, *settings, heads.read_exponent)
+            return mix_causal(*inputs, *settings, heads.read_exponent, in_place)
         return mix_bidirectional(*inputs, documents, state, heads.read_exponent)
 
     def join(self, output: Tensor, hidden_states: Tensor) -> Tensor:

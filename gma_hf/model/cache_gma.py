@@ -79,7 +79,8 @@ class GMACacheLayer(CacheLayerMixin):
             if not self.is_initialized:
                 self.lazy_initialization(tensors)
             for name, tensor in tensors.items():
-                self.tensors[name].copy_(tensor)
+                if tensor is not self.tensors[name]:  # else it has been written there already
+                    self.tensors[name].copy_(tensor)
             self.cumulative_length.add_(num_tokens)
         else:
             self.tensors = dict(tensors)
