@@ -1,7 +1,7 @@
 """
-The causal form by our Triton kernels (paper 3.6). Many tokens are one operator, which keeps its inputs, its output with
-the normaliser and the states between chunks, and computes the responsibilities again in the backward; one token is
-another, without a backward.
+The causal form by our Triton kernels (paper 3.6). Many tokens are one operator, which keeps its inputs, its output
+with the normaliser and the states between chunks, and computes the responsibilities again in the backward; one token
+is another, without a backward.
 """
 
 from typing import NamedTuple
@@ -55,7 +55,7 @@ class FusedResults(NamedTuple):
 
     output: Tensor  # [B, H, N, d_v]
     state: Tensor  # [B, H, K, d_v + 1]
-    normaliser: Tensor  # GammaQ z + eps, [B, H, N]
+    normaliser: Tensor  # what the read was divided by, [B, H, N]
     states: Tensor  # before each chunk, [B, H, chunks, K * (d_v + 1)]
 
 

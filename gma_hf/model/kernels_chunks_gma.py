@@ -72,15 +72,24 @@ if triton is not None:
 class ChunkCalls:
     """Calls of the kernels in the sizes of one scan."""
 
-    def __init__(self, gamma: Tensor, values: Tensor, log_decay: Tensor | None, document_ids: Tensor | None):
+    def __init__(
+        self,
+        gamma: Tensor,
+        values: Tensor,
+        log_decay: Tensor | None,
+        document_ids: Tensor | None,
+        read_exponent: Tensor | None,
+    ):
         self.batch, self.heads, self.length, components = gamma.shape
         self.chunks, self.like, self.decay = ceil_div(self.length, CHUNK), gamma, (log_decay, document_ids)
+        self.exponent = None if read_exponent is None else read_exponent.contiguous()
         self.sizes = {"COMPONENTS": components, "WIDTH": values.shape[-1]}
         self.options = self.sizes | {
             "CHUNK": CHUNK,
             "PRECISION": precision(values.dtype),
             "HAS_DECAY": log_decay is not None,
             "HAS_DOCUMENTS": document_ids is not None,
+            "HAS_EXPONENT": read_exponent is not None,
             "num_warps": 4,
             "num_stages": 1,
         }

@@ -179,7 +179,7 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from gma_hf.model import kernels_exponent_gma, kernels_gma, kernels_routing_gma, kernels_scan_gma
+    from gma_hf.model import kernels_gma, kernels_routing_gma, kernels_scan_gma, kernels_token_gma
 
     dtype, components = getattr(torch, sys.argv[1]), int(sys.argv[2])
     FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_DOCUMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
@@ -203,7 +203,7 @@ COMPILE = """
     tile = kernels_gma.tile_size(dtype)
     scan = {"PRECISION": kernels_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
     route = kernels_routing_gma._tiles(dtype, 64, components) | {"PRECISION": kernels_gma.precision(dtype, components)}
-    for module, tiles in ((kernels_routing_gma, route), (kernels_scan_gma, scan), (kernels_exponent_gma, scan)):
+    for module, tiles in ((kernels_routing_gma, route), (kernels_scan_gma, scan), (kernels_token_gma, token)):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 compile(kernel, **tiles)
