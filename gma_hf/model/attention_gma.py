@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 
 from .additions_gma import ADDITIONS, additions_of
+from .cache_gma import GMACacheLayer, prepared_scores
 from .configuration_gma import GMAConfig
 from .documents_gma import ONE_EACH, Documents
 from .equations_gma import (
@@ -180,7 +181,7 @@ class GaussianMixtureAttention(nn.Module):
         layer = None if cache is None else cache.layers[self.layer_idx]
         past = {} if layer is None else layer.tensors
         heads, now = self.project(hidden_states, documents, past)
-        scores = self.mixture(routing_dtype(hidden_states))
+        scores = self.scores(routing_dtype(hidden_states), layer)
         gammas = weights = None
         if output_attentions or output_responsibilities:
             gammas = responsibilities(heads.queries, heads.keys, scores, documents.mask)
@@ -216,13 +217,20 @@ class GaussianMixtureAttention(nn.Module):
                 log_decay = decay if log_decay is None else log_decay + decay
             own = addition.read_exponent(module, hidden_states)
             exponent = exponent if own is None else own
-        queries, keys, values = (
-            x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
-            for x in projected.split(self.qkv_widths, dim=-1)
-        )
+        count, width = self.config.num_attention_heads, self.config.hidden_size
+        routed, values = projected.split([projected.shape[-1] - width, width], dim=-1)
+        routed, values = routed.unflatten(-1, (2, count, -1)), values.unflatten(-1, (count, -1))
         if self.config.normalize_routing:
-            queries, keys = normalize(queries), normalize(keys)
-        return Heads(queries, keys, values, log_decay, exponent), now
+            routed = normalize(routed)
+        queries, keys = routed.permute(2, 0, 3, 1, 4)
+        return Heads(queries, keys, values.transpose(1, 2), log_decay, exponent), now
+
+    def scores(self, dtype: torch.dtype, layer: GMACacheLayer | None) -> ScoreWeights:
+        """Return what turns queries and keys into scores; what a layer of a cache has prepared, where it may."""
+        # A mixture that is wrapped, as by an adapter or by FSDP, may give something else with the same parameters
+        if layer is None or type(self.mixture) is not GaussianMixture:
+            return self.mixture(dtype)
+        return prepared_scores(layer, self.mixture, dtype)
 
     def mix(
         self,

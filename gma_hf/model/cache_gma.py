@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from .additions_gma import additions_of
 from .compat_gma import CACHE_NAME, register_static_layer
+from .equations_gma import ScoreWeights
 
 
 class GMACacheLayer(CacheLayerMixin):
@@ -36,6 +37,7 @@ class GMACacheLayer(CacheLayerMixin):
         # What was read since the last `crop`, call by call: how many tokens, and how to read the first of them again
         self.writes: list[tuple[int, Callable]] = []
         self.is_settled = True
+        self.prepared: tuple[tuple, ScoreWeights] | None = None  # see `prepared_scores`
 
     @property
     def state(self) -> Tensor | None:
@@ -179,6 +181,20 @@ class GMACacheLayer(CacheLayerMixin):
 
 
 register_static_layer("gma", GMACacheLayer)
+
+
+def prepared_scores(layer: CacheLayerMixin, mixture: nn.Module, dtype: torch.dtype) -> ScoreWeights:
+    """
+    Return `mixture(dtype)`, which depends on its parameters alone and has more operations than the rest of a token:
+    once for all tokens that a layer of a cache reads, as long as the parameters stay what they are. Where a gradient
+    may be asked for, and in a compiled graph, it is computed each time.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return mixture(dtype)
+    now = (dtype, *((id(x), None if x.is_inference() else x._version) for x in mixture.parameters()))
+    if getattr(layer, "prepared", None) is None or layer.prepared[0] != now:
+        layer.prepared = (now, mixture(dtype))
+    return layer.prepared[1]
 
 
 def adopt(cache: Cache, config) -> Cache:
