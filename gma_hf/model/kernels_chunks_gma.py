@@ -120,4 +120,4 @@ class ChunkCalls:
         columns = ceil_div(self.sizes["WIDTH"], self.options["BLOCK_WIDTH"]) if by_columns else 1
         grid = (self.batch * self.heads * self.chunks, columns)
         numbers = (self.heads, self.length, self.chunks, *(n for x in layout for n in strides(x)))
-        kernel[grid](*arguments, *numbers, **self.options, **flags)
+        kernel[grid](*arguments, *numbers, **(self.options | flags))

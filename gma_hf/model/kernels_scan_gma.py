@@ -21,6 +21,8 @@ from .kernels_gma import ceil_div, tl, triton
 
 # Numbers of a state that one program sums over the chunks.
 BLOCK_STATE = 256
+# Warps of a program of the gradients of responsibilities, which hold more at a time than registers of four take.
+GRADIENT_WARPS = 8
 
 
 if triton is not None:
@@ -37,18 +39,18 @@ if triton is not None:
         return dot(inside, key, read[:, None] * mass[None, :] + epsilon, PRECISION)
 
     @triton.jit
-    def _grad_affinity(
-        values, grad_output, tokens, grad_total, inside, inverse, length, stride_token, grad_stride_token,
+    def _products(
+        x, y, tokens, length, x_stride_token, y_stride_token,
         WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """Gradient of `R GammaK^T` inside a chunk, `[C, C]`."""
-        result = tl.zeros([CHUNK, CHUNK], tl.float32) + grad_total[:, None]
+        """`X Y^T` of the tokens of a chunk, `[C, C]`."""
+        result = tl.zeros([CHUNK, CHUNK], tl.float32)
         for start in range(0, WIDTH, BLOCK_WIDTH):
             columns = start + tl.arange(0, BLOCK_WIDTH)
-            x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
-            grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
-            result = dot(grad, tl.trans(x), result, PRECISION)
-        return result * inside * inverse[:, None]
+            left = load_tile(x, tokens, columns, x_stride_token, length, WIDTH)
+            right = load_tile(y, tokens, columns, y_stride_token, length, WIDTH)
+            result = dot(left, tl.trans(right), result, PRECISION)
+        return result
 
     @triton.jit
     def _write_kernel(
@@ -195,10 +197,10 @@ if triton is not None:
             grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH).to(tl.float32)
             grad_total -= tl.sum(grad * load_tile(output, tokens, columns, output_stride_token, length, WIDTH), axis=1)
         tl.store(delta + row * length + tokens, -grad_total, mask=is_token)
-        grad_affinity = _grad_affinity(
-            values, grad_output, tokens, grad_total, inside, inverse, length, stride_token, grad_stride_token,
-            WIDTH, BLOCK_WIDTH, CHUNK, PRECISION,
-        )  # fmt: skip
+        grad_affinity = _products(
+            grad_output, values, tokens, length, grad_stride_token, stride_token, WIDTH, BLOCK_WIDTH, CHUNK, PRECISION
+        )
+        grad_affinity = (grad_affinity + grad_total[:, None]) * inside * inverse[:, None]
         grad_total *= inverse
 
         elapsed = tl.zeros([CHUNK], tl.float32)
@@ -211,6 +213,15 @@ if triton is not None:
                 held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
                 lift = tl.exp(power * tl.log(held))
                 query *= lift
+                # What comes of a product and is transposed may come out wrong as a factor of bfloat16 on Hopper, see
+                # benchmarks/hopper_products.py: it goes by way of memory
+                store_tile(grad_query_gamma, query, tokens, components, COMPONENTS, length, COMPONENTS)
+                tl.debug_barrier()
+                reading = load_tile(grad_query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
+                tl.debug_barrier()
+            else:
+                reading = query
+            reading = tl.trans(reading * (read * inverse)[:, None])
             grad_query = tl.zeros([CHUNK, BLOCK_COMPONENTS], tl.float32)
             for start in range(0, WIDTH, BLOCK_WIDTH):
                 columns = start + tl.arange(0, BLOCK_WIDTH)
@@ -218,7 +229,7 @@ if triton is not None:
                 memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
                 grad_query = dot(grad, tl.trans(memory), grad_query, PRECISION)
                 added = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
-                added = dot(tl.trans(query * (read * inverse)[:, None]), grad, added, PRECISION)
+                added = dot(reading, grad, added, PRECISION)
                 store_tile(grad_states, added, components, columns, WIDTH, COMPONENTS, WIDTH)
             mass = tl.load(states + COMPONENTS * WIDTH + components, mask=is_component, other=0.0)
             grad_query *= (read * inverse)[:, None]
@@ -266,7 +277,7 @@ if triton is not None:
         if HAS_EXPONENT:
             power = -tl.load(exponent + row % heads)
 
-        affinity = tl.zeros([CHUNK, CHUNK], tl.float32)
+        affinity = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed from the start, see `_grad_read_kernel`
         result = tl.zeros([CHUNK, BLOCK_WIDTH], tl.float32)
         for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
             components = first + tl.arange(0, BLOCK_COMPONENTS)
@@ -275,13 +286,13 @@ if triton is not None:
             if HAS_EXPONENT:
                 held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
                 query *= tl.exp(power * tl.log(held))
-            affinity = dot(query, tl.trans(key), affinity, PRECISION)
+            affinity = dot(key, tl.trans(query), affinity, PRECISION)
             memory = load_tile(grad_states, components, columns, WIDTH, COMPONENTS, WIDTH)
             result = dot(key * write[:, None], memory, result, PRECISION)
         total = tl.load(normaliser + row * length + tokens, mask=tokens < length, other=1.0)
-        affinity *= inside * (1.0 / total)[:, None]
+        affinity *= tl.trans(inside) * (1.0 / total)[None, :]
         grad = load_tile(grad_output, tokens, columns, stride_token, length, WIDTH)
-        result = dot(tl.trans(affinity), grad, result, PRECISION)
+        result = dot(affinity, grad, result, PRECISION)
         store_tile(grad_values, result, tokens, columns, grad_stride_token, length, WIDTH)
 
     @triton.jit
@@ -317,14 +328,15 @@ if triton is not None:
         grad_total = -tl.load(delta + row * length + tokens, mask=is_token, other=0.0)
         if HAS_EXPONENT:
             power = -tl.load(exponent + row % heads)
-        grad_affinity = _grad_affinity(
-            values, grad_output, tokens, grad_total, inside, inverse, length, stride_token, grad_stride_token,
-            WIDTH, BLOCK_WIDTH, CHUNK, PRECISION,
-        )  # fmt: skip
+        later = tl.trans(inside)
+        grad_affinity = _products(  # transposed from the start, see `_grad_read_kernel`
+            values, grad_output, tokens, length, stride_token, grad_stride_token, WIDTH, BLOCK_WIDTH, CHUNK, PRECISION
+        )
+        grad_affinity = (grad_affinity + grad_total[None, :]) * later * inverse[None, :]
 
         if HAS_DECAY:
             elapsed = tl.load(grad_log_decay + row * length + tokens, mask=is_token, other=0.0)
-            later = 0.0  # gradient of the log of `carry` and, summed, of `write`
+            of_total = 0.0  # gradient of the log of `carry` and, summed, of `write`
         for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
             components = first + tl.arange(0, BLOCK_COMPONENTS)
             is_component = components < COMPONENTS
@@ -332,7 +344,7 @@ if triton is not None:
             grad_key = tl.zeros([CHUNK, BLOCK_COMPONENTS], tl.float32) + grad_mass[None, :]
             if HAS_DECAY:
                 mass = tl.load(states + COMPONENTS * WIDTH + components, mask=is_component, other=0.0)
-                later += tl.sum(mass * grad_mass) * carry
+                of_total += tl.sum(mass * grad_mass) * carry
             for start in range(0, WIDTH, BLOCK_WIDTH):
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 x = load_tile(values, tokens, columns, stride_token, length, WIDTH)
@@ -340,24 +352,24 @@ if triton is not None:
                 grad_key = dot(x, tl.trans(grad_memory), grad_key, PRECISION)
                 if HAS_DECAY:
                     memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
-                    later += tl.sum(memory * grad_memory) * carry
+                    of_total += tl.sum(memory * grad_memory) * carry
             grad_key *= write[:, None]
             query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
             if HAS_DECAY:
-                later += tl.sum(grad_key * key)
+                of_total += tl.sum(grad_key * key)
             if HAS_EXPONENT:
                 held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
                 query *= tl.exp(power * tl.log(held))
                 grad_held = load_tile(grad_key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-                grad_key = dot(tl.trans(inside), grad_held, grad_key, PRECISION)
+                grad_key = dot(later, grad_held, grad_key, PRECISION)
                 tl.debug_barrier()  # nobody still has to read what is written over
-            grad_key = dot(tl.trans(grad_affinity), query, grad_key, PRECISION)
+            grad_key = dot(grad_affinity, query, grad_key, PRECISION)
             store_tile(grad_key_gamma, grad_key, tokens, components, COMPONENTS, length, COMPONENTS)
             if HAS_DECAY:
                 elapsed -= tl.sum(grad_key * key, axis=1)
         if HAS_DECAY:
-            result = tl.cumsum(elapsed, 0, reverse=True) + later
+            result = tl.cumsum(elapsed, 0, reverse=True) + of_total
             tl.store(grad_log_decay + row * length + tokens, result, mask=is_token)
 
 
@@ -429,12 +441,13 @@ def scan_backward(
     gammas, given = (query_gamma, key_gamma), (*calls.decay, calls.exponent, states)
     results = (*grad_gamma, grad_log_decay, grad_exponent, grad_states, carries, delta)
     tensors = (*gammas, values, grad_output, output, *given, normaliser, *results, epsilon)
-    calls(_grad_read_kernel, *tensors, layout=(values, grad_output, output))
+    calls(_grad_read_kernel, *tensors, layout=(values, grad_output, output), num_warps=GRADIENT_WARPS)
     _sum(calls, grad_states, carries, grad_state, grad_first, IS_GRADIENT=True)
     tensors = (*gammas, grad_output, *given, grad_states, normaliser, grad_values, epsilon)
     calls(_grad_values_kernel, *tensors, layout=(grad_output, grad_values), by_columns=True)
     tensors = (*gammas, values, grad_output, *given, grad_states, normaliser, delta)
-    calls(_grad_write_kernel, *tensors, grad_gamma[1], grad_log_decay, epsilon, layout=(values, grad_output))
+    tensors = (*tensors, grad_gamma[1], grad_log_decay, epsilon)
+    calls(_grad_write_kernel, *tensors, layout=(values, grad_output), num_warps=GRADIENT_WARPS)
     grad_exponent = None if grad_exponent is None else grad_exponent.sum((0, 2))
     return ScanGradients(grad_gamma, grad_values, grad_log_decay, grad_exponent, grad_first)
 

@@ -42,8 +42,10 @@ if triton is not None:
     @triton.jit
     def _token_kernel(
         queries, keys, values, weights, constant, centre, mask, log_decay, document_ids, exponent, state,
-        output, new_state, epsilon, heads, query_batch, query_head, key_batch, key_head, value_batch, value_head,
-        weights_side, weights_head, weights_feature, weights_component, constant_side, constant_head,
+        output, new_state, epsilon, heads, query_stride_batch, query_stride_head,
+        key_stride_batch, key_stride_head, value_stride_batch, value_stride_head,
+        weights_stride_side, weights_stride_head, weights_stride_feature, weights_stride_component,
+        constant_stride_side, constant_stride_head,
         ROUTING: tl.constexpr, COMPONENTS: tl.constexpr, WIDTH: tl.constexpr,
         HAS_MASK: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_EXPONENT: tl.constexpr,
         BLOCK_ROUTING: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
@@ -57,16 +59,20 @@ if triton is not None:
         new_state += row * COMPONENTS * (WIDTH + 1)
         mass = tl.load(state + components * (WIDTH + 1) + WIDTH, mask=is_component, other=0.0)
 
-        weights += head * weights_head
-        constant += head * constant_head
+        weights += head * weights_stride_head
+        constant += head * constant_stride_head
         centre += head * ROUTING
+        queries += batch * query_stride_batch + head * query_stride_head
         query = _gamma(
-            queries + batch * query_batch + head * query_head, weights, constant, centre, components,
-            weights_feature, weights_component, ROUTING, COMPONENTS, BLOCK_ROUTING, BLOCK_COMPONENTS,
+            queries, weights, constant, centre, components, weights_stride_feature, weights_stride_component,
+            ROUTING, COMPONENTS, BLOCK_ROUTING, BLOCK_COMPONENTS,
         )  # fmt: skip
+        weights += weights_stride_side
+        constant += constant_stride_side
+        keys += batch * key_stride_batch + head * key_stride_head
         key = _gamma(
-            keys + batch * key_batch + head * key_head, weights + weights_side, constant + constant_side, centre,
-            components, weights_feature, weights_component, ROUTING, COMPONENTS, BLOCK_ROUTING, BLOCK_COMPONENTS,
+            keys, weights, constant, centre, components, weights_stride_feature, weights_stride_component,
+            ROUTING, COMPONENTS, BLOCK_ROUTING, BLOCK_COMPONENTS,
         )  # fmt: skip
         if HAS_MASK:
             key *= tl.load(mask + batch).to(tl.float32)
@@ -82,7 +88,7 @@ if triton is not None:
         factor = 1.0 / tl.sum(query * (mass + epsilon), axis=0)
         tl.debug_barrier()  # nobody else still has to read what is written over
         tl.store(new_state + components * (WIDTH + 1) + WIDTH, mass, mask=is_component)
-        values += batch * value_batch + head * value_head
+        values += batch * value_stride_batch + head * value_stride_head
         output += row * WIDTH
         for start in range(0, WIDTH, BLOCK_WIDTH):
             columns = start + tl.arange(0, BLOCK_WIDTH)
