@@ -39,7 +39,7 @@ if triton is not None:
         return dot(inside, key, read[:, None] * mass[None, :] + epsilon, PRECISION)
 
     @triton.jit
-    def _products(
+    def _gram(
         x, y, tokens, length, x_stride_token, y_stride_token,
         WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
@@ -197,7 +197,7 @@ if triton is not None:
             grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH).to(tl.float32)
             grad_total -= tl.sum(grad * load_tile(output, tokens, columns, output_stride_token, length, WIDTH), axis=1)
         tl.store(delta + row * length + tokens, -grad_total, mask=is_token)
-        grad_affinity = _products(
+        grad_affinity = _gram(
             grad_output, values, tokens, length, grad_stride_token, stride_token, WIDTH, BLOCK_WIDTH, CHUNK, PRECISION
         )
         grad_affinity = (grad_affinity + grad_total[:, None]) * inside * inverse[:, None]
@@ -329,7 +329,7 @@ if triton is not None:
         if HAS_EXPONENT:
             power = -tl.load(exponent + row % heads)
         later = tl.trans(inside)
-        grad_affinity = _products(  # transposed from the start, see `_grad_read_kernel`
+        grad_affinity = _gram(  # transposed from the start, see `_grad_read_kernel`
             values, grad_output, tokens, length, stride_token, grad_stride_token, WIDTH, BLOCK_WIDTH, CHUNK, PRECISION
         )
         grad_affinity = (grad_affinity + grad_total[None, :]) * later * inverse[None, :]
