@@ -185,7 +185,7 @@ COMPILE = """
     FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_DOCUMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
     FLAGS |= {"BLOCK_STATE": 256, "HAS_EXPONENT": True}
     KINDS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-    INPUTS = ["x", "grad_x", "queries", "keys", "values", "grad_values", "output", "grad_output"]
+    INPUTS = ["queries", "keys", "grad_queries", "grad_keys", "values", "grad_values", "output", "grad_output"]
     NUMBERS = ["batch", "heads", "length", "blocks", "chunks", "blocks_per_stripe"]
 
     def compile(kernel, **options):
