@@ -230,7 +230,7 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
         ValueError: if `cache` was not made for a model of this `config`, holds another number of rows, or not the same
             tokens in all layers, as after a `crop` that one layer refused when others had been cropped already.
     """
-    layers = getattr(cache, "layers", None)
+    layers, shapes = getattr(cache, "layers", None), shapes_of(config)
     for index, (layer, layer_type) in enumerate(zip(layers or [], config.layer_types)):
         if layer_type == "gma" and getattr(layer, "keys", None) is not None:
             raise ValueError(
@@ -240,7 +240,7 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
     if (
         layers is None
         or len(layers) != config.num_hidden_layers
-        or not all(_fits(layer, layer_type, config) for layer, layer_type in zip(layers, config.layer_types))
+        or not all(_fits(layer, layer_type, config, shapes) for layer, layer_type in zip(layers, config.layer_types))
     ):
         raise ValueError(
             f"`{CACHE_NAME}` must be a cache of this model's config, such as DynamicCache(config=model.config), "
@@ -255,15 +255,19 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
 
     if torch.compiler.is_compiling():  # which would build a new graph for each length
         return
-    lengths = {int(layer.get_seq_length()) for layer in layers}
-    if len(lengths) > 1:
+    lengths = [layer.get_seq_length() for layer in layers]
+    on_device = [x for x in lengths if isinstance(x, Tensor)]
+    if on_device:  # waited for once, instead of once for each layer
+        lengths = [x for x in lengths if not isinstance(x, Tensor)]
+        lengths += torch.stack([x.to(on_device[0].device) for x in on_device]).tolist()
+    if len(lengths := set(lengths)) > 1:
         raise ValueError(
             f"`{CACHE_NAME}` must have read the same tokens in all layers, but it has read {sorted(lengths)} (a "
             f"`crop` that one layer refuses leaves the layers before it cropped)."
         )
 
 
-def _fits(layer: CacheLayerMixin, layer_type: str, config) -> bool:
+def _fits(layer: CacheLayerMixin, layer_type: str, config, shapes: dict[str, tuple[int, ...]]) -> bool:
     """Return whether a layer of a cache, empty or not, may be that of a layer of this type and these sizes."""
     heads = config.num_attention_heads
     if is_gma(layer) != (layer_type == "gma"):
@@ -272,7 +276,7 @@ def _fits(layer: CacheLayerMixin, layer_type: str, config) -> bool:
         is_sliding = getattr(layer, "is_sliding", False)
         sizes = None if layer.keys is None or layer.keys.numel() == 0 else (layer.keys.shape[1], layer.keys.shape[-1])
         return is_sliding == (layer_type == "sliding_attention") and sizes in (None, (heads, config.head_dim))
-    return not layer.tensors or {name: x.shape[1:] for name, x in layer.tensors.items()} == shapes_of(config)
+    return not layer.tensors or {name: x.shape[1:] for name, x in layer.tensors.items()} == shapes
 
 
 def shapes_of(config) -> dict[str, tuple[int, ...]]:
