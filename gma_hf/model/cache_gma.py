@@ -259,7 +259,7 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
     on_device = [x for x in lengths if isinstance(x, Tensor)]
     if on_device:  # waited for once, instead of once for each layer
         lengths = [x for x in lengths if not isinstance(x, Tensor)]
-        lengths += torch.stack([x.to(on_device[0].device) for x in on_device]).tolist()
+        lengths += torch.stack([x.to(on_device[0].device).reshape(()) for x in on_device]).tolist()
     if len(lengths := set(lengths)) > 1:
         raise ValueError(
             f"`{CACHE_NAME}` must have read the same tokens in all layers, but it has read {sorted(lengths)} (a "
