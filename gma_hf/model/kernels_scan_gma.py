@@ -191,6 +191,27 @@ if triton is not None:
             power = -tl.load(exponent + row % heads)
             of_exponent = 0.0
 
+        for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
+            components = first + tl.arange(0, BLOCK_COMPONENTS)
+            query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
+            if HAS_EXPONENT:
+                key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
+                held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
+                query *= tl.exp(power * tl.log(held))
+                # What comes of a product and is transposed may come out wrong as a factor of bfloat16 on Hopper, see
+                # benchmarks/hopper_products.py: it goes by way of memory
+                store_tile(grad_query_gamma, query, tokens, components, COMPONENTS, length, COMPONENTS)
+                tl.debug_barrier()
+                query = load_tile(grad_query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
+            reading = tl.trans(query * (read * inverse)[:, None])
+            for start in range(0, WIDTH, BLOCK_WIDTH):
+                columns = start + tl.arange(0, BLOCK_WIDTH)
+                grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
+                added = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
+                added = dot(reading, grad, added, PRECISION)
+                store_tile(grad_states, added, components, columns, WIDTH, COMPONENTS, WIDTH)
+        tl.debug_barrier()  # what was read by way of memory is written over
+
         grad_total = tl.zeros([CHUNK], tl.float32)  # gradient of the normaliser, times the normaliser
         for start in range(0, WIDTH, BLOCK_WIDTH):
             columns = start + tl.arange(0, BLOCK_WIDTH)
@@ -213,24 +234,12 @@ if triton is not None:
                 held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
                 lift = tl.exp(power * tl.log(held))
                 query *= lift
-                # What comes of a product and is transposed may come out wrong as a factor of bfloat16 on Hopper, see
-                # benchmarks/hopper_products.py: it goes by way of memory
-                store_tile(grad_query_gamma, query, tokens, components, COMPONENTS, length, COMPONENTS)
-                tl.debug_barrier()
-                reading = load_tile(grad_query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-                tl.debug_barrier()
-            else:
-                reading = query
-            reading = tl.trans(reading * (read * inverse)[:, None])
             grad_query = tl.zeros([CHUNK, BLOCK_COMPONENTS], tl.float32)
             for start in range(0, WIDTH, BLOCK_WIDTH):
                 columns = start + tl.arange(0, BLOCK_WIDTH)
                 grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
                 memory = load_tile(states, components, columns, WIDTH, COMPONENTS, WIDTH)
                 grad_query = dot(grad, tl.trans(memory), grad_query, PRECISION)
-                added = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
-                added = dot(reading, grad, added, PRECISION)
-                store_tile(grad_states, added, components, columns, WIDTH, COMPONENTS, WIDTH)
             mass = tl.load(states + COMPONENTS * WIDTH + components, mask=is_component, other=0.0)
             grad_query *= (read * inverse)[:, None]
             grad_query += grad_total[:, None] * (read[:, None] * mass[None, :] + epsilon)
