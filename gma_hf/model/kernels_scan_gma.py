@@ -155,9 +155,56 @@ if triton is not None:
             tl.store(normaliser + row * length + tokens, total, mask=tokens < length)
 
     @triton.jit
+    def _grad_memory_kernel(
+        query_gamma, key_gamma, grad_output, log_decay, document_ids, exponent, states, normaliser,
+        scratch, grad_states, carries, epsilon, heads, length, chunks, stride_batch, stride_head, stride_token,
+        COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+        HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_EXPONENT: tl.constexpr,
+        BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    ):  # fmt: skip
+        """
+        What the tokens of a chunk add to the gradient of the memory before it, `R^T` times the gradient of `R M`.
+        `scratch`: `[N, K]` of a row. Grid: chunks of all rows.
+        """
+        chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
+        tokens = chunk * CHUNK + tl.arange(0, CHUNK)
+        inside, read, _, carry = decays(
+            log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
+        )
+        query_gamma += row * length * COMPONENTS
+        key_gamma += row * length * COMPONENTS
+        scratch += row * length * COMPONENTS
+        grad_output = of_row(grad_output, row, heads, stride_batch, stride_head)
+        states += (row * chunks + chunk) * COMPONENTS * (WIDTH + 1)
+        grad_states += (row * chunks + chunk) * COMPONENTS * (WIDTH + 1)
+        tl.store(carries + row * chunks + chunk, carry)
+        inverse = 1.0 / tl.load(normaliser + row * length + tokens, mask=tokens < length, other=1.0)
+        if HAS_EXPONENT:
+            power = -tl.load(exponent + row % heads)
+        for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
+            components = first + tl.arange(0, BLOCK_COMPONENTS)
+            query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
+            if HAS_EXPONENT:
+                key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
+                held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
+                query *= tl.exp(power * tl.log(held))
+                # What comes of a product and is transposed may come out wrong as a factor of bfloat16 on Hopper, see
+                # benchmarks/hopper_products.py: it goes by way of memory
+                store_tile(scratch, query, tokens, components, COMPONENTS, length, COMPONENTS)
+                tl.debug_barrier()
+                query = load_tile(scratch, tokens, components, COMPONENTS, length, COMPONENTS)
+            reading = tl.trans(query * (read * inverse)[:, None])
+            for start in range(0, WIDTH, BLOCK_WIDTH):
+                columns = start + tl.arange(0, BLOCK_WIDTH)
+                grad = load_tile(grad_output, tokens, columns, stride_token, length, WIDTH)
+                added = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
+                added = dot(reading, grad, added, PRECISION)
+                store_tile(grad_states, added, components, columns, WIDTH, COMPONENTS, WIDTH)
+
+    @triton.jit
     def _grad_read_kernel(
         query_gamma, key_gamma, values, grad_output, output, log_decay, document_ids, exponent, states, normaliser,
-        grad_query_gamma, grad_held, grad_elapsed, grad_exponent, grad_states, carries, delta,
+        grad_query_gamma, grad_held, grad_elapsed, grad_exponent, grad_states, delta,
         epsilon, heads, length, chunks, stride_batch, stride_head, stride_token,
         grad_stride_batch, grad_stride_head, grad_stride_token,
         output_stride_batch, output_stride_head, output_stride_token,
@@ -166,14 +213,14 @@ if triton is not None:
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """
-        Gradient of the queries' responsibilities of a chunk; what reading adds to the gradient of the state before
-        the chunk and, by the read exponent, to that of what the slots hold at each token, `[N, K]`; and to that of the
+        Gradient of the queries' responsibilities of a chunk; what reading adds to the gradient of the mass before the
+        chunk and, by the read exponent, to that of what the slots hold at each token, `[N, K]`; and to that of the
         elapsed log decays. `delta` is `sum(grad_output * output)`. Grid: chunks of all rows.
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         is_token = tokens < length
-        inside, read, _, carry = decays(
+        inside, read, _, _ = decays(
             log_decay, document_ids, chunk, row, heads, length, CHUNK, HAS_DECAY, HAS_DOCUMENTS
         )
         query_gamma += row * length * COMPONENTS
@@ -184,33 +231,11 @@ if triton is not None:
         output = of_row(output, row, heads, output_stride_batch, output_stride_head)
         states += (row * chunks + chunk) * COMPONENTS * (WIDTH + 1)
         grad_states += (row * chunks + chunk) * COMPONENTS * (WIDTH + 1)
-        tl.store(carries + row * chunks + chunk, carry)
         inverse = 1.0 / tl.load(normaliser + row * length + tokens, mask=is_token, other=1.0)
         if HAS_EXPONENT:
             grad_held += row * length * COMPONENTS
             power = -tl.load(exponent + row % heads)
             of_exponent = 0.0
-
-        for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
-            components = first + tl.arange(0, BLOCK_COMPONENTS)
-            query = load_tile(query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-            if HAS_EXPONENT:
-                key = load_tile(key_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-                held = _held(key, states, components, inside, read, epsilon, COMPONENTS, WIDTH, PRECISION)
-                query *= tl.exp(power * tl.log(held))
-                # What comes of a product and is transposed may come out wrong as a factor of bfloat16 on Hopper, see
-                # benchmarks/hopper_products.py: it goes by way of memory
-                store_tile(grad_query_gamma, query, tokens, components, COMPONENTS, length, COMPONENTS)
-                tl.debug_barrier()
-                query = load_tile(grad_query_gamma, tokens, components, COMPONENTS, length, COMPONENTS)
-            reading = tl.trans(query * (read * inverse)[:, None])
-            for start in range(0, WIDTH, BLOCK_WIDTH):
-                columns = start + tl.arange(0, BLOCK_WIDTH)
-                grad = load_tile(grad_output, tokens, columns, grad_stride_token, length, WIDTH)
-                added = tl.zeros([BLOCK_COMPONENTS, BLOCK_WIDTH], tl.float32)
-                added = dot(reading, grad, added, PRECISION)
-                store_tile(grad_states, added, components, columns, WIDTH, COMPONENTS, WIDTH)
-        tl.debug_barrier()  # what was read by way of memory is written over
 
         grad_total = tl.zeros([CHUNK], tl.float32)  # gradient of the normaliser, times the normaliser
         for start in range(0, WIDTH, BLOCK_WIDTH):
@@ -286,7 +311,7 @@ if triton is not None:
         if HAS_EXPONENT:
             power = -tl.load(exponent + row % heads)
 
-        affinity = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed from the start, see `_grad_read_kernel`
+        affinity = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed from the start, see `_grad_memory_kernel`
         result = tl.zeros([CHUNK, BLOCK_WIDTH], tl.float32)
         for first in range(0, COMPONENTS, BLOCK_COMPONENTS):
             components = first + tl.arange(0, BLOCK_COMPONENTS)
@@ -338,7 +363,7 @@ if triton is not None:
         if HAS_EXPONENT:
             power = -tl.load(exponent + row % heads)
         later = tl.trans(inside)
-        grad_affinity = _gram(  # transposed from the start, see `_grad_read_kernel`
+        grad_affinity = _gram(  # transposed from the start, see `_grad_memory_kernel`
             values, grad_output, tokens, length, stride_token, grad_stride_token, WIDTH, BLOCK_WIDTH, CHUNK, PRECISION
         )
         grad_affinity = (grad_affinity + grad_total[None, :]) * later * inverse[None, :]
@@ -448,7 +473,9 @@ def scan_backward(
     grad_log_decay = None if log_decay is None else torch.empty_like(log_decay)
     grad_exponent = None if read_exponent is None else calls.new_carries()
     gammas, given = (query_gamma, key_gamma), (*calls.decay, calls.exponent, states)
-    results = (*grad_gamma, grad_log_decay, grad_exponent, grad_states, carries, delta)
+    tensors = (*gammas, grad_output, *given, normaliser, grad_gamma[0], grad_states, carries, epsilon)
+    calls(_grad_memory_kernel, *tensors, layout=(grad_output,))
+    results = (*grad_gamma, grad_log_decay, grad_exponent, grad_states, delta)
     tensors = (*gammas, values, grad_output, output, *given, normaliser, *results, epsilon)
     calls(_grad_read_kernel, *tensors, layout=(values, grad_output, output), num_warps=GRADIENT_WARPS)
     _sum(calls, grad_states, carries, grad_state, grad_first, IS_GRADIENT=True)
