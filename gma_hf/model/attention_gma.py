@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 
 from .additions_gma import ADDITIONS, additions_of
+from .cache_gma import GMACacheLayer, prepared_scores
 from .configuration_gma import GMAConfig
 from .documents_gma import ONE_EACH, Documents
 from .equations_gma import (
@@ -181,20 +182,20 @@ class GaussianMixtureAttention(nn.Module):
                 `gma_hf.parallel.SequencePart`; None for all of it.
         """
         layer = None if cache is None else cache.layers[self.layer_idx]
-        past, mix = {} if layer is None else layer.tensors, self.mix
+        past = {} if layer is None else layer.tensors
         if sequence_part is not None:
             sequence_part.check(layer, output_attentions)
-            mix = partial(sequence_part.mix, self)
         heads, now = self.project(hidden_states, documents, past, sequence_part)
-        scores = self.mixture(routing_dtype(hidden_states))
-        output, state = mix(heads, scores, documents, past.get("state"))
-
+        scores = self.scores(routing_dtype(hidden_states), layer)
         gammas = weights = None
         if output_attentions or output_responsibilities:
             gammas = responsibilities(heads.queries, heads.keys, scores, documents.mask)
         if output_attentions:
             settings = (self.config.read_epsilon, self.is_causal, past.get("state"), heads.log_decay, documents.ids)
             weights = affinity(*gammas, *settings, heads.read_exponent)
+        is_static = layer is not None and layer.is_compileable
+        mix = partial(self.mix, in_place=is_static) if sequence_part is None else partial(sequence_part.mix, self)
+        output, state = mix(heads, scores, documents, past.get("state"))
         if layer is not None:
             replay = partial(self._replay, hidden_states.detach(), documents, past) if layer.record_past else None
             layer.update({"state": state, **now}, hidden_states.shape[1], replay)
@@ -224,22 +225,37 @@ class GaussianMixtureAttention(nn.Module):
                 log_decay = decay if log_decay is None else log_decay + decay
             own = addition.read_exponent(module, hidden_states)
             exponent = exponent if own is None else own
-        queries, keys, values = (
-            x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
-            for x in projected.split(self.qkv_widths, dim=-1)
-        )
+        count, width = self.config.num_attention_heads, self.config.hidden_size
+        routed, values = projected.split([projected.shape[-1] - width, width], dim=-1)
+        routed, values = routed.unflatten(-1, (2, count, -1)), values.unflatten(-1, (count, -1))
         if self.config.normalize_routing:
-            queries, keys = normalize(queries), normalize(keys)
-        return Heads(queries, keys, values, log_decay, exponent), now
+            routed = normalize(routed)
+        queries, keys = routed.permute(2, 0, 3, 1, 4)
+        return Heads(queries, keys, values.transpose(1, 2), log_decay, exponent), now
+
+    def scores(self, dtype: torch.dtype, layer: GMACacheLayer | None) -> ScoreWeights:
+        """Return what turns queries and keys into scores; what a layer of a cache has prepared, where it may."""
+        # A mixture that is wrapped, as by an adapter or by FSDP, may give something else with the same parameters
+        if layer is None or type(self.mixture) is not GaussianMixture:
+            return self.mixture(dtype)
+        return prepared_scores(layer, self.mixture, dtype)
 
     def mix(
-        self, heads: Heads, scores: ScoreWeights, documents: Documents, state: Tensor | None
+        self,
+        heads: Heads,
+        scores: ScoreWeights,
+        documents: Documents,
+        state: Tensor | None,
+        in_place: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return what the heads read, `[batch, heads, N, head width]`, and the state after it."""
+        """
+        Return what the heads read, `[batch, heads, N, head width]`, and the state after it, for which the one before
+        may be written over if `in_place`.
+        """
         inputs = (heads.queries, heads.keys, heads.values, scores, self.config.read_epsilon)
         if self.is_causal:
             settings = (self.config.chunk_size, documents, heads.log_decay, state, self.config.mixer_backend)
-            return mix_causal(*inputs, *settings, heads.read_exponent)
+            return mix_causal(*inputs, *settings, heads.read_exponent, in_place)
         return mix_bidirectional(*inputs, documents, state, heads.read_exponent)
 
     def join(self, output: Tensor, hidden_states: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """
-The causal form of many tokens by our Triton kernels as one operator (paper 3.6): it keeps its inputs, its output with
-the normaliser and the states between chunks, and computes the responsibilities again in the backward.
+The causal form by our Triton kernels (paper 3.6). Many tokens are one operator, which keeps its inputs, its output
+with the normaliser and the states between chunks, and computes the responsibilities again in the backward; one token
+is another, without a backward.
 """
 
 from typing import NamedTuple
@@ -8,10 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .backend_torch_gma import torch_mix_token
+from .compat_gma import is_exporting
 from .kernels_chunks_gma import CHUNK
 from .kernels_gma import IS_INTERPRETED, has_kernels, token_by_token
 from .kernels_routing_gma import MAX_COMPONENTS, launch_route, launch_route_backward
 from .kernels_scan_gma import scan, scan_backward
+from .kernels_token_gma import step, step_in_place
 from .operators_gma import CausalGradients, CausalInputs, Form, Operator
 
 
@@ -37,12 +41,21 @@ def triton_mix_causal(inputs: CausalInputs, epsilon: float, chunk_size: int) -> 
     return results.output, results.state
 
 
+def triton_mix_token(inputs: CausalInputs, epsilon: float, in_place: bool) -> tuple[Tensor, Tensor]:
+    """Return the output of one token and the state after it; by plain torch where a gradient may be asked for."""
+    if torch.is_grad_enabled() or is_exporting():
+        return torch_mix_token(inputs, epsilon, in_place)
+    if in_place:
+        return step_in_place(*inputs, epsilon), inputs.state
+    return step(*inputs, epsilon)
+
+
 class FusedResults(NamedTuple):
     """What the tokens read, the last state, and what the backward needs."""
 
     output: Tensor  # [B, H, N, d_v]
     state: Tensor  # [B, H, K, d_v + 1]
-    normaliser: Tensor  # GammaQ z + eps, [B, H, N]
+    normaliser: Tensor  # what the read was divided by, [B, H, N]
     states: Tensor  # before each chunk, [B, H, chunks, K * (d_v + 1)]
 
 

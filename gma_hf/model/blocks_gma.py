@@ -45,13 +45,17 @@ class GMAEmbeddings(nn.Module):
         return hidden_states if self.projection is None else self.projection(hidden_states)
 
 
+# Activations that torch has as one operation, where Transformers computes the same by several
+FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}
+
+
 class GMAMLP(nn.Module):
     """Two linear maps with an activation between them."""
 
     def __init__(self, config: GMAConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.act = ACT2FN[config.hidden_act]
+        self.act = ACT2FN[FUSED_ACTIVATIONS.get(config.hidden_act, config.hidden_act)]
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
         self.down_proj.init_std = config.residual_std
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from .additions_gma import additions_of
 from .compat_gma import CACHE_NAME, register_static_layer
+from .equations_gma import ScoreWeights
 
 
 class GMACacheLayer(CacheLayerMixin):
@@ -36,6 +37,7 @@ class GMACacheLayer(CacheLayerMixin):
         # What was read since the last `crop`, call by call: how many tokens, and how to read the first of them again
         self.writes: list[tuple[int, Callable]] = []
         self.is_settled = True
+        self.prepared: tuple[tuple, ScoreWeights] | None = None  # see `prepared_scores`
 
     @property
     def state(self) -> Tensor | None:
@@ -79,7 +81,8 @@ class GMACacheLayer(CacheLayerMixin):
             if not self.is_initialized:
                 self.lazy_initialization(tensors)
             for name, tensor in tensors.items():
-                self.tensors[name].copy_(tensor)
+                if tensor is not self.tensors[name]:  # else it has been written there already
+                    self.tensors[name].copy_(tensor)
             self.cumulative_length.add_(num_tokens)
         else:
             self.tensors = dict(tensors)
@@ -180,6 +183,20 @@ class GMACacheLayer(CacheLayerMixin):
 register_static_layer("gma", GMACacheLayer)
 
 
+def prepared_scores(layer: CacheLayerMixin, mixture: nn.Module, dtype: torch.dtype) -> ScoreWeights:
+    """
+    Return `mixture(dtype)`, which depends on its parameters alone and has more operations than the rest of a token:
+    once for all tokens that a layer of a cache reads, as long as the parameters stay what they are. Where a gradient
+    may be asked for, and in a compiled graph, it is computed each time.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return mixture(dtype)
+    now = (dtype, *((id(x), None if x.is_inference() else x._version) for x in mixture.parameters()))
+    if getattr(layer, "prepared", None) is None or layer.prepared[0] != now:
+        layer.prepared = (now, mixture(dtype))
+    return layer.prepared[1]
+
+
 def adopt(cache: Cache, config) -> Cache:
     """
     Return a cache with a GMA layer where a layer of the stack is one, if nothing has been read into it yet: not every
@@ -213,7 +230,7 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
         ValueError: if `cache` was not made for a model of this `config`, holds another number of rows, or not the same
             tokens in all layers, as after a `crop` that one layer refused when others had been cropped already.
     """
-    layers = getattr(cache, "layers", None)
+    layers, shapes = getattr(cache, "layers", None), shapes_of(config)
     for index, (layer, layer_type) in enumerate(zip(layers or [], config.layer_types)):
         if layer_type == "gma" and getattr(layer, "keys", None) is not None:
             raise ValueError(
@@ -223,7 +240,7 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
     if (
         layers is None
         or len(layers) != config.num_hidden_layers
-        or not all(_fits(layer, layer_type, config) for layer, layer_type in zip(layers, config.layer_types))
+        or not all(_fits(layer, layer_type, config, shapes) for layer, layer_type in zip(layers, config.layer_types))
     ):
         raise ValueError(
             f"`{CACHE_NAME}` must be a cache of this model's config, such as DynamicCache(config=model.config), "
@@ -238,15 +255,19 @@ def check_cache(cache: Cache, config, batch_size: int) -> None:
 
     if torch.compiler.is_compiling():  # which would build a new graph for each length
         return
-    lengths = {int(layer.get_seq_length()) for layer in layers}
-    if len(lengths) > 1:
+    lengths = [layer.get_seq_length() for layer in layers]
+    on_device = [x for x in lengths if isinstance(x, Tensor)]
+    if on_device:  # waited for once, instead of once for each layer
+        lengths = [x for x in lengths if not isinstance(x, Tensor)]
+        lengths += torch.stack([x.to(on_device[0].device).reshape(()) for x in on_device]).tolist()
+    if len(lengths := set(lengths)) > 1:
         raise ValueError(
             f"`{CACHE_NAME}` must have read the same tokens in all layers, but it has read {sorted(lengths)} (a "
             f"`crop` that one layer refuses leaves the layers before it cropped)."
         )
 
 
-def _fits(layer: CacheLayerMixin, layer_type: str, config) -> bool:
+def _fits(layer: CacheLayerMixin, layer_type: str, config, shapes: dict[str, tuple[int, ...]]) -> bool:
     """Return whether a layer of a cache, empty or not, may be that of a layer of this type and these sizes."""
     heads = config.num_attention_heads
     if is_gma(layer) != (layer_type == "gma"):
@@ -255,7 +276,7 @@ def _fits(layer: CacheLayerMixin, layer_type: str, config) -> bool:
         is_sliding = getattr(layer, "is_sliding", False)
         sizes = None if layer.keys is None or layer.keys.numel() == 0 else (layer.keys.shape[1], layer.keys.shape[-1])
         return is_sliding == (layer_type == "sliding_attention") and sizes in (None, (heads, config.head_dim))
-    return not layer.tensors or {name: x.shape[1:] for name, x in layer.tensors.items()} == shapes_of(config)
+    return not layer.tensors or {name: x.shape[1:] for name, x in layer.tensors.items()} == shapes
 
 
 def shapes_of(config) -> dict[str, tuple[int, ...]]:

@@ -100,7 +100,9 @@ def responsibilities(
     with torch.autocast(device_type=queries.device.type, enabled=False):
         x = torch.stack([queries, keys]).to(scores.centre.dtype) - scores.centre[:, None]
         features = torch.cat([x * x, x], dim=-1)
-        gamma = (features @ scores.weights[:, None] + scores.constant[:, None, :, None]).softmax(dim=-1)
+        # Not by a product that broadcasts, which would repeat the weights for each row of the batch
+        products = torch.einsum("sbhnf,shfk->sbhnk", features, scores.weights)
+        gamma = (products + scores.constant[:, None, :, None]).softmax(dim=-1)
         query_gamma, key_gamma = gamma
         return query_gamma, key_gamma if mask is None else key_gamma * mask[:, None, :, None]
 

@@ -72,15 +72,24 @@ if triton is not None:
 class ChunkCalls:
     """Calls of the kernels in the sizes of one scan."""
 
-    def __init__(self, gamma: Tensor, values: Tensor, log_decay: Tensor | None, document_ids: Tensor | None):
+    def __init__(
+        self,
+        gamma: Tensor,
+        values: Tensor,
+        log_decay: Tensor | None,
+        document_ids: Tensor | None,
+        read_exponent: Tensor | None,
+    ):
         self.batch, self.heads, self.length, components = gamma.shape
         self.chunks, self.like, self.decay = ceil_div(self.length, CHUNK), gamma, (log_decay, document_ids)
+        self.exponent = None if read_exponent is None else read_exponent.contiguous()
         self.sizes = {"COMPONENTS": components, "WIDTH": values.shape[-1]}
         self.options = self.sizes | {
             "CHUNK": CHUNK,
             "PRECISION": precision(values.dtype),
             "HAS_DECAY": log_decay is not None,
             "HAS_DOCUMENTS": document_ids is not None,
+            "HAS_EXPONENT": read_exponent is not None,
             "num_warps": 4,
             "num_stages": 1,
         }
@@ -111,4 +120,4 @@ class ChunkCalls:
         columns = ceil_div(self.sizes["WIDTH"], self.options["BLOCK_WIDTH"]) if by_columns else 1
         grid = (self.batch * self.heads * self.chunks, columns)
         numbers = (self.heads, self.length, self.chunks, *(n for x in layout for n in strides(x)))
-        kernel[grid](*arguments, *numbers, **self.options, **flags)
+        kernel[grid](*arguments, *numbers, **(self.options | flags))

@@ -32,19 +32,24 @@ if triton is not None:
 
     @triton.jit
     def _route_kernel(
-        x, weights, constant, centre, mask, gamma, heads, length, blocks, stride_batch, stride_head, stride_token,
+        queries, keys, weights, constant, centre, mask, gamma, heads, length, blocks,
+        stride_batch, stride_head, stride_token, key_stride_batch, key_stride_head, key_stride_token,
         WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, HAS_MASK: tl.constexpr,
         BLOCK_TOKENS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
-        """Responsibilities of a block of tokens; `weights`: `[H, K, 2 d_r]`. Grid: blocks of all rows."""
-        row = (tl.program_id(0) // blocks).to(tl.int64)
+        """Responsibilities of a block of tokens; `weights`: `[2, H, K, 2 d_r]`. Grid: blocks of all rows, sides."""
+        row, side = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(1)
         tokens = tl.program_id(0) % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
         components = tl.arange(0, BLOCK_COMPONENTS)
         head = row % heads
-        x = of_row(x, row, heads, stride_batch, stride_head)
+        if side == 0:
+            x = of_row(queries, row, heads, stride_batch, stride_head)
+        else:
+            x = of_row(keys, row, heads, key_stride_batch, key_stride_head)
+        stride_token = tl.where(side == 0, stride_token, key_stride_token)
         centre += head * WIDTH
-        weights += head * COMPONENTS * 2 * WIDTH
-        constant += head * COMPONENTS
+        weights += (side * heads + head) * COMPONENTS * 2 * WIDTH
+        constant += (side * heads + head) * COMPONENTS
 
         scores = tl.zeros([BLOCK_TOKENS, BLOCK_COMPONENTS], dtype=tl.float32)
         scores += tl.load(constant + components, mask=components < COMPONENTS, other=float("-inf"))[None, :]
@@ -58,28 +63,33 @@ if triton is not None:
 
         scores = tl.exp(scores - tl.max(scores, axis=1)[:, None])
         factor = 1.0 / tl.sum(scores, axis=1)
-        if HAS_MASK:
-            factor *= tl.load(mask + row // heads * length + tokens, mask=tokens < length, other=0.0)
-        gamma += row * length * COMPONENTS
+        if HAS_MASK:  # of the keys
+            writes = tl.load(mask + row // heads * length + tokens, mask=tokens < length, other=0).to(tl.float32)
+            factor = tl.where(side == 0, factor, factor * writes)
+        gamma += (side * (tl.num_programs(0) // blocks) + row) * length * COMPONENTS
         store_tile(gamma, scores * factor[:, None], tokens, components, COMPONENTS, length, COMPONENTS)
 
     @triton.jit
     def _grad_kernel(
-        x, weights, centre, gamma, grad_gamma, grad_x, grad_weights, grad_constant,
-        batch, heads, length, blocks, blocks_per_stripe, stride_batch, stride_head, stride_token,
+        queries, keys, weights, centre, gamma, grad_gamma, grad_queries, grad_keys, grad_weights, grad_constant,
+        batch, heads, length, blocks, blocks_per_stripe,
+        stride_batch, stride_head, stride_token, key_stride_batch, key_stride_head, key_stride_token,
         grad_stride_batch, grad_stride_head, grad_stride_token,
+        grad_key_stride_batch, grad_key_stride_head, grad_key_stride_token,
         WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, PRECISION: tl.constexpr,
         BLOCK_TOKENS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
         """
-        Gradient of some columns of x for one stripe of the tokens of a head, and what they add to that of the weights,
-        `[H, 2 d_r, K]`, and of the constant. Grid: stripes, heads, blocks of columns.
+        Gradient of some columns of x, queries or keys, for one stripe of the tokens of a head, and what they add to
+        that of the weights, `[2, H, 2 d_r, K]`, and of the constant. Grid: stripes of both sides, heads, blocks of
+        columns.
         """
-        stripe = tl.program_id(0)
+        stripes = tl.num_programs(0) // 2
+        side, stripe = tl.program_id(0) // stripes, tl.program_id(0) % stripes
         head = tl.program_id(1).to(tl.int64)
         columns = tl.program_id(2) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         components = tl.arange(0, BLOCK_COMPONENTS)
-        weights += head * 2 * WIDTH * COMPONENTS
+        weights += (side * heads + head) * 2 * WIDTH * COMPONENTS
         quadratic = load_tile(weights, columns, components, COMPONENTS, WIDTH, COMPONENTS)
         linear = load_tile(weights + WIDTH * COMPONENTS, columns, components, COMPONENTS, WIDTH, COMPONENTS)
         grad_quadratic = tl.zeros([BLOCK_WIDTH, BLOCK_COMPONENTS], dtype=tl.float32)
@@ -90,29 +100,36 @@ if triton is not None:
             row = block // blocks * heads + head
             tokens = block % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
             end = tl.where(block < batch * blocks, length, 0)
-            place = row * length * COMPONENTS
+            place = (side * batch * heads + row) * length * COMPONENTS
             # d gamma_k / d s_l = gamma_k (delta_kl - gamma_l): zero in a masked row and beyond the last
             here = load_tile(gamma + place, tokens, components, COMPONENTS, end, COMPONENTS)
             grad = load_tile(grad_gamma + place, tokens, components, COMPONENTS, end, COMPONENTS)
             grad = here * (grad - tl.sum(here * grad, axis=1)[:, None])
             total += tl.sum(grad, axis=0)
 
-            inputs = of_row(x, row, heads, stride_batch, stride_head)
-            values = _load_centred(inputs, centre + head * WIDTH, tokens, columns, stride_token, end, WIDTH)
+            if side == 0:
+                x = of_row(queries, row, heads, stride_batch, stride_head)
+                grad_x = of_row(grad_queries, row, heads, grad_stride_batch, grad_stride_head)
+            else:
+                x = of_row(keys, row, heads, key_stride_batch, key_stride_head)
+                grad_x = of_row(grad_keys, row, heads, grad_key_stride_batch, grad_key_stride_head)
+            x_stride = tl.where(side == 0, stride_token, key_stride_token)
+            values = _load_centred(x, centre + head * WIDTH, tokens, columns, x_stride, end, WIDTH)
             grad_values = 2 * values * tl.dot(grad, tl.trans(quadratic), input_precision=PRECISION)
             grad_values = tl.dot(grad, tl.trans(linear), grad_values, input_precision=PRECISION)
-            outputs = of_row(grad_x, row, heads, grad_stride_batch, grad_stride_head)
-            store_tile(outputs, grad_values, tokens, columns, grad_stride_token, end, WIDTH)
+            x_stride = tl.where(side == 0, grad_stride_token, grad_key_stride_token)
+            store_tile(grad_x, grad_values, tokens, columns, x_stride, end, WIDTH)
             values = tl.trans(values)
             grad_quadratic = tl.dot(values * values, grad, grad_quadratic, input_precision=PRECISION)
             grad_linear = tl.dot(values, grad, grad_linear, input_precision=PRECISION)
 
-        grad_weights += (stripe * heads + head) * 2 * WIDTH * COMPONENTS
+        place = tl.program_id(0) * heads + head
+        grad_weights += place * 2 * WIDTH * COMPONENTS
         store_tile(grad_weights, grad_quadratic, columns, components, COMPONENTS, WIDTH, COMPONENTS)
         grad_weights += WIDTH * COMPONENTS
         store_tile(grad_weights, grad_linear, columns, components, COMPONENTS, WIDTH, COMPONENTS)
         if tl.program_id(2) == 0:
-            grad_constant += (stripe * heads + head) * COMPONENTS
+            grad_constant += place * COMPONENTS
             tl.store(grad_constant + components, total, mask=components < COMPONENTS)
 
 
@@ -132,20 +149,19 @@ def launch_route(inputs: CausalInputs) -> Tensor:
     Args:
         inputs: of the mixer; queries and keys in float16, bfloat16 or float32 and in any strides.
     """
-    queries, constant, mask = inputs.queries, inputs.constant, inputs.mask
-    gamma = constant.new_empty(2, *queries.shape[:3], constant.shape[-1])
-    batch, heads, length, width = queries.shape
-    tiles = _tiles(queries.dtype, width, constant.shape[-1])
+    constant, mask = inputs.constant, inputs.mask
+    both = token_by_token(inputs.queries), token_by_token(inputs.keys)
+    batch, heads, length, width = inputs.queries.shape
+    gamma = constant.new_empty(2, batch, heads, length, constant.shape[-1])
+    tiles = _tiles(inputs.queries.dtype, width, constant.shape[-1])
     blocks = ceil_div(length, tiles["BLOCK_TOKENS"])
-    mask = None if mask is None else mask.to(torch.float32).expand(batch, length).contiguous()
-    sides = zip((queries, inputs.keys), inputs.weights.mT.contiguous(), constant.contiguous(), (None, mask), gamma)
+    mask = None if mask is None else mask.expand(batch, length).contiguous()
+    of_scores = (inputs.weights.mT.contiguous(), constant.contiguous(), inputs.centre.contiguous())
+    numbers = (heads, length, blocks, *(n for x in both for n in strides(x)))
     if gamma.numel() > 0:
-        with torch.cuda.device_of(queries):
-            for x, w, c, writes, out in sides:
-                x = token_by_token(x)
-                tensors = (x, w, c, inputs.centre.contiguous(), writes, out)
-                sizes = (heads, length, blocks, *strides(x))
-                _route_kernel[(batch * heads * blocks,)](*tensors, *sizes, HAS_MASK=writes is not None, **tiles)
+        grid = (batch * heads * blocks, 2)
+        with torch.cuda.device_of(inputs.queries):
+            _route_kernel[grid](*both, *of_scores, mask, gamma, *numbers, HAS_MASK=mask is not None, **tiles)
     return gamma
 
 
@@ -154,25 +170,23 @@ def launch_route_backward(grad_gamma: Tensor, inputs: CausalInputs, gamma: Tenso
     Return the gradients of queries and keys (in their dtype), weights and constant. The sums are in a fixed order,
     without atomics.
     """
-    queries, centre = inputs.queries, inputs.centre.contiguous()
-    both = token_by_token(queries), token_by_token(inputs.keys)
+    both = token_by_token(inputs.queries), token_by_token(inputs.keys)
     grads = [torch.empty_like(x) for x in both]
-    batch, heads, length, width = queries.shape
+    batch, heads, length, width = inputs.queries.shape
     components = gamma.shape[-1]
-    tiles = _tiles(queries.dtype, width, components)
+    tiles = _tiles(inputs.queries.dtype, width, components)
     blocks = ceil_div(length, tiles["BLOCK_TOKENS"])
     blocks_per_stripe = ceil_div(batch * blocks, STRIPES)
     stripes = ceil_div(batch * blocks, blocks_per_stripe) if gamma.numel() > 0 else 0
     grad_weights = gamma.new_empty(2, stripes, heads, 2 * width, components)
     grad_constant = gamma.new_empty(2, stripes, heads, components)
-    sides = zip(both, inputs.weights.contiguous(), gamma, grad_gamma.contiguous(), grads, grad_weights, grad_constant)
+    given = (*both, inputs.weights.contiguous(), inputs.centre.contiguous(), gamma, grad_gamma.contiguous())
+    numbers = (batch, heads, length, blocks, blocks_per_stripe, *(n for x in (*both, *grads) for n in strides(x)))
     if stripes > 0:
-        grid = (stripes, heads, ceil_div(width, tiles["BLOCK_WIDTH"]))
-        with torch.cuda.device_of(queries):
-            for x, w, *tensors, grad_x, grad_w, grad_c in sides:
-                tensors = (x, w, centre, *tensors, grad_x, grad_w, grad_c)
-                sizes = (batch, heads, length, blocks, blocks_per_stripe, *strides(x), *strides(grad_x))
-                _grad_kernel[grid](*tensors, *sizes, PRECISION=precision(x.dtype, components), **tiles)
+        grid = (2 * stripes, heads, ceil_div(width, tiles["BLOCK_WIDTH"]))
+        flags = {"PRECISION": precision(inputs.queries.dtype, components), **tiles}
+        with torch.cuda.device_of(inputs.queries):
+            _grad_kernel[grid](*given, *grads, grad_weights, grad_constant, *numbers, **flags)
     return RoutingGradients(*grads, grad_weights.sum(1), grad_constant.sum(1))
 
 

@@ -1,23 +1,35 @@
 """
-Mixing over a sequence: one token by plain tensor operations, many tokens by the first backend that has no problem with
-the inputs. Shapes as in `equations_gma`.
+Mixing over a sequence, one token or many, by the first backend that has no problem with the inputs. Shapes as in
+`equations_gma`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backend_torch_gma import torch_mix_bidirectional, torch_mix_causal, torch_problem
-from .backend_triton_gma import triton_mix_causal, triton_problem
+from .backend_torch_gma import torch_mix_bidirectional, torch_mix_causal, torch_mix_token, torch_problem
+from .backend_triton_gma import triton_mix_causal, triton_mix_token, triton_problem
 from .compat_gma import is_exporting
 from .documents_gma import ONE_EACH, Documents
 from .equations_gma import ScoreWeights, append_ones, read, reading_weights, responsibilities, routing_dtype
 from .operators_gma import BidirectionalInputs, CausalInputs
 
 
-# In the order in which `mixer_backend="auto"` asks them: what each cannot take, and how it mixes
-BACKENDS = {"triton": (triton_problem, triton_mix_causal), "torch": (torch_problem, torch_mix_causal)}
+class Backend(NamedTuple):
+    """What a backend cannot take of some inputs, and how it mixes many tokens and one."""
+
+    problem: Callable[[CausalInputs], str | None]
+    mix: Callable[[CausalInputs, float, int], tuple[Tensor, Tensor]]
+    mix_token: Callable[[CausalInputs, float, bool], tuple[Tensor, Tensor]]
+
+
+# In the order in which `mixer_backend="auto"` asks them
+BACKENDS = {
+    "triton": Backend(triton_problem, triton_mix_causal, triton_mix_token),
+    "torch": Backend(torch_problem, torch_mix_causal, torch_mix_token),
+}
 
 
 def mix_causal(
@@ -32,6 +44,7 @@ def mix_causal(
     state: Tensor | None = None,
     backend: str = "auto",
     read_exponent: Tensor | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """
     Return what token i reads of what tokens j <= i wrote (paper 3.6): `state_i = exp(log_decay_i) state_{i-1} +
@@ -46,8 +59,9 @@ def mix_causal(
         documents: padding and packing.
         log_decay: log of the forget gate, `[B, H, N]`, at most 0 (0 at masked tokens), or None for no forgetting.
         state: what was read before, `[B, H, K, d_v + 1]`, or None for nothing.
-        backend: a name in `BACKENDS`, or `"auto"`. One token is mixed in plain torch in any case.
+        backend: a name in `BACKENDS`, or `"auto"`.
         read_exponent: p of each head, `[H]`, see `reading_weights`; None for the paper's read.
+        in_place: whether the state after one token may be written over `state`, contiguous, which is then returned.
 
     Returns:
         The output `[B, H, N, d_v]` in the dtype of the values (zeros for a token that has nothing to read), and the
@@ -56,14 +70,14 @@ def mix_causal(
     Raises:
         ValueError: for a backend that is unknown, or that cannot be had here.
     """
-    state = _zero_state(values, scores) if state is None else state
+    in_place, state = in_place and state is not None, _zero_state(values, scores) if state is None else state
     inputs = CausalInputs(
         queries, keys, values, *scores, documents.mask, log_decay, documents.ids, read_exponent, state
     )
-    mix = _choose(backend, inputs)
+    chosen = _choose(backend, inputs)
     if values.shape[2] == 1:
-        return _one_token(inputs, scores, epsilon)
-    return mix(inputs, epsilon, chunk_size)
+        return chosen.mix_token(inputs, epsilon, in_place)
+    return chosen.mix(inputs, epsilon, chunk_size)
 
 
 def mix_bidirectional(
@@ -106,16 +120,15 @@ def mix_bidirectional(
     return torch_mix_bidirectional(inputs, epsilon)
 
 
-def _choose(backend: str, inputs: CausalInputs):
-    """Return how a backend mixes: the one that is named, or the first that has no problem."""
+def _choose(backend: str, inputs: CausalInputs) -> Backend:
+    """Return the backend that is named, or the first that has no problem."""
     if backend == "auto":
-        return next(mix for problem, mix in BACKENDS.values() if problem(inputs) is None)
+        return next(known for known in BACKENDS.values() if known.problem(inputs) is None)
     if backend not in BACKENDS:
         raise ValueError(f"`mixer_backend` must be one of auto, {', '.join(BACKENDS)}, but it is {backend!r}.")
-    problem, mix = BACKENDS[backend]
-    if (found := problem(inputs)) is not None:
+    if (found := BACKENDS[backend].problem(inputs)) is not None:
         raise ValueError(f"`mixer_backend` is {backend!r}, {found}, or set `mixer_backend` to 'auto' or 'torch'.")
-    return mix
+    return BACKENDS[backend]
 
 
 class _Rows(NamedTuple):
@@ -147,19 +160,6 @@ def _zero_state(values: Tensor, scores: ScoreWeights) -> Tensor:
     batch, heads, _, width = values.shape
     shape = (batch, heads, scores.constant.shape[-1], width + 1)
     return torch.zeros(shape, dtype=routing_dtype(values), device=values.device)
-
-
-def _one_token(inputs: CausalInputs, scores: ScoreWeights, epsilon: float) -> tuple[Tensor, Tensor]:
-    values, state = inputs.values, inputs.state
-    with torch.autocast(device_type=values.device.type, enabled=False):
-        query_gamma, key_gamma = responsibilities(inputs.queries, inputs.keys, scores, inputs.mask)
-        if inputs.log_decay is not None:
-            state = state * inputs.log_decay.exp()[..., None]
-        if inputs.document_ids is not None:
-            state = state * (inputs.document_ids == 0)[:, None, :, None]
-        state = state + key_gamma.transpose(-1, -2) * append_ones(values)
-        weights = reading_weights(query_gamma, state[..., -1][:, :, None], inputs.read_exponent, epsilon)
-        return read(weights @ state, epsilon).to(values.dtype), state
 
 
 def _all_at_once(inputs: BidirectionalInputs, scores: ScoreWeights, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -41,10 +41,10 @@ if TYPE_CHECKING:  # some releases of Transformers copy the files that this one 
     from .backend_triton_gma import triton_problem  # noqa: F401
     from .equations_gma import routing_dtype  # noqa: F401
     from .kernels_chunks_gma import ChunkCalls  # noqa: F401
-    from .kernels_exponent_gma import lift  # noqa: F401
     from .kernels_gma import has_kernels  # noqa: F401
     from .kernels_routing_gma import RoutingGradients  # noqa: F401
     from .kernels_scan_gma import ScanGradients  # noqa: F401
+    from .kernels_token_gma import step  # noqa: F401
     from .mixing_gma import mix_causal  # noqa: F401
     from .operators_gma import CausalInputs  # noqa: F401
     from .torch_bidirectional_gma import BidirectionalResults  # noqa: F401

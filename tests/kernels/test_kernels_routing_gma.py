@@ -179,18 +179,20 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from gma_hf.model import kernels_exponent_gma, kernels_gma, kernels_routing_gma, kernels_scan_gma
+    from gma_hf.model import kernels_gma, kernels_routing_gma, kernels_scan_gma, kernels_token_gma
 
     dtype, components = getattr(torch, sys.argv[1]), int(sys.argv[2])
     FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_DOCUMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
-    FLAGS |= {"BLOCK_STATE": 256}
+    FLAGS |= {"BLOCK_STATE": 256, "HAS_EXPONENT": True}
     KINDS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-    INPUTS = ["x", "grad_x", "values", "grad_values", "output", "grad_output"]
+    INPUTS = ["queries", "keys", "grad_queries", "grad_keys", "values", "grad_values", "output", "grad_output"]
     NUMBERS = ["batch", "heads", "length", "blocks", "chunks", "blocks_per_stripe"]
 
     def compile(kernel, **options):
         options = FLAGS | options | {"COMPONENTS": components, "WIDTH": 64}
-        names, flags = kernel.arg_names, {"num_warps": 4, "num_stages": 1}
+        is_large = kernel in (kernels_scan_gma._grad_read_kernel, kernels_scan_gma._grad_write_kernel)
+        warps = kernels_scan_gma.GRADIENT_WARPS if is_large else 4
+        names, flags = kernel.arg_names, {"num_warps": warps, "num_stages": 1}
         constants = {name: value for name, value in options.items() if name in names}
         kinds = dict.fromkeys(names, "*fp32") | dict.fromkeys(INPUTS, KINDS[dtype])
         kinds |= {"document_ids": "*i64", "epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32")
@@ -202,8 +204,9 @@ COMPILE = """
 
     tile = kernels_gma.tile_size(dtype)
     scan = {"PRECISION": kernels_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
+    token = kernels_token_gma.token_tiles(components, 64, 64)
     route = kernels_routing_gma._tiles(dtype, 64, components) | {"PRECISION": kernels_gma.precision(dtype, components)}
-    for module, tiles in ((kernels_routing_gma, route), (kernels_scan_gma, scan), (kernels_exponent_gma, scan)):
+    for module, tiles in ((kernels_routing_gma, route), (kernels_scan_gma, scan), (kernels_token_gma, token)):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 compile(kernel, **tiles)

@@ -13,7 +13,7 @@ from gma_hf.model.backend_torch_gma import torch_problem
 from gma_hf.model.backend_triton_gma import triton_problem
 from gma_hf.model.documents_gma import Documents
 from gma_hf.model.equations_gma import Mixture, score_weights
-from gma_hf.model.mixing_gma import mix_causal
+from gma_hf.model.mixing_gma import Backend, mix_causal
 from gma_hf.model.operators_gma import CausalInputs
 
 
@@ -88,25 +88,28 @@ def test_gpus_that_the_kernels_are_for(monkeypatch, capability, is_amd, expected
 )
 def test_auto_takes_the_first_without_a_problem(monkeypatch, problems, expected):
     backends = {
-        name: (lambda inputs, found=found: found, lambda *_, name=name: (name, "state"))
+        name: Backend(lambda inputs, found=found: found, lambda *_, name=name: (name, "state"), None)
         for name, found in zip(("first", "second"), problems)
     }
     monkeypatch.setattr(mixing_gma, "BACKENDS", backends)
     assert mix_causal(*make_inputs(5)) == (expected, "state")
 
 
-def test_a_backend_gets_named_inputs_and_one_token_none(monkeypatch):
+def test_a_backend_gets_named_inputs_and_mixes_one_token_by_itself(monkeypatch):
     passed = []
-    mix = lambda *given: passed.append(given) or ("mixed", "state")  # noqa: E731
-    monkeypatch.setattr(mixing_gma, "BACKENDS", {"ours": (lambda inputs: None, mix)})
+    mix, mix_token = (lambda *given, name=name: passed.append(given) or (name, "state") for name in ("many", "one"))
+    monkeypatch.setattr(mixing_gma, "BACKENDS", {"ours": Backend(lambda inputs: None, mix, mix_token)})
     ids, log_decay = torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 2, 5)
     documents = Documents(torch.ones(1, 5, dtype=torch.bool), ids)
-    assert mix_causal(*make_inputs(5), documents, log_decay, backend="ours") == ("mixed", "state")
+    assert mix_causal(*make_inputs(5), documents, log_decay, backend="ours") == ("many", "state")
     ((inputs, epsilon, chunk_size),) = passed
     assert inputs.document_ids is ids and inputs.mask is documents.mask and inputs.log_decay is log_decay
     assert (epsilon, chunk_size) == (1e-6, 16)
-    inputs = make_inputs(1)
-    assert mix_causal(*inputs, backend="ours")[0].shape == inputs[2].shape and len(passed) == 1
+    state = torch.zeros(1, 2, 5, 4)
+    assert mix_causal(*make_inputs(1), state=state, backend="ours", in_place=True) == ("one", "state")
+    assert passed[1][0].state is state and passed[1][1:] == (1e-6, True)
+    mix_causal(*make_inputs(1), backend="ours", in_place=True)
+    assert passed[2][1:] == (1e-6, False)  # there is no state to write over
 
 
 def test_a_compiled_graph_stays_whole():

@@ -285,3 +285,38 @@ def test_a_prompt_beyond_the_learned_positions_is_refused(make_config, make_mode
     model = make_model(GMAForCausalLM, make_config("causal"))
     with pytest.raises(ValueError, match="`max_position_embeddings` is 256"):
         model.generate(torch.ones(1, 9000, dtype=torch.long), max_new_tokens=1, pad_token_id=0)
+
+
+CHANGES = {
+    "in place": lambda mixture: mixture.means.mul_(1.5),
+    "another tensor": lambda mixture: setattr(mixture, "means", torch.nn.Parameter(1.5 * mixture.means)),
+    "loaded": lambda mixture: mixture.load_state_dict({k: 1.5 * x for k, x in mixture.state_dict().items()}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@torch.no_grad()
+def test_what_a_cache_has_prepared_follows_the_weights(make_config, make_model, random_rows, change):
+    model, ids = make_model(GMAForCausalLM, make_config("causal_additions")), torch.stack(random_rows([8, 8]))
+    caches = [DynamicCache(config=model.config) for _ in range(2)]
+    for cache in caches:
+        model(ids[:, :6], past_key_values=cache)
+    prepared = [layer.prepared for layer in caches[0].layers]
+    model(ids[:, 6:7], past_key_values=caches[0])
+    assert all(layer.prepared is x for layer, x in zip(caches[0].layers, prepared))
+    model(ids[:, 6:7], past_key_values=caches[1])
+    for layer in model.model.layers:
+        change(layer.attention.mixture)
+    for layer in caches[1].layers:
+        layer.prepared = None
+    logits = [model(ids[:, 7:], past_key_values=cache).logits for cache in caches]
+    assert torch.equal(*logits)
+
+
+def test_the_gradient_passes_through_what_a_cache_has_prepared(make_config, make_model, random_rows):
+    model, ids = make_model(GMAForCausalLM, make_config("causal")), torch.stack(random_rows([8]))
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :7], past_key_values=cache)
+    model(ids[:, 7:], past_key_values=cache).logits.square().sum().backward()
+    assert all(layer.attention.mixture.means.grad.any() for layer in model.model.layers)
