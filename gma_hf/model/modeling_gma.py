@@ -39,8 +39,10 @@ if TYPE_CHECKING:  # some releases of Transformers copy the files that this one 
     from .attention_gma import GaussianMixture  # noqa: F401
     from .backend_torch_gma import torch_problem  # noqa: F401
     from .backend_triton_gma import triton_problem  # noqa: F401
+    from .convolution_gma import convolve  # noqa: F401
     from .equations_gma import routing_dtype  # noqa: F401
     from .kernels_chunks_gma import ChunkCalls  # noqa: F401
+    from .kernels_convolution_gma import launch_convolution  # noqa: F401
     from .kernels_exponent_gma import lift  # noqa: F401
     from .kernels_gma import has_kernels  # noqa: F401
     from .kernels_routing_gma import RoutingGradients  # noqa: F401

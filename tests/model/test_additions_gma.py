@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gma_hf import GMAForCausalLM
-from gma_hf.model.additions_gma import MIN_LOG_DECAY, READ_EXPONENTS, log_forget_gate, short_convolution
+from gma_hf.model.additions_gma import MIN_LOG_DECAY, READ_EXPONENTS, log_forget_gate
+from gma_hf.model.convolution_gma import short_convolution
 from gma_hf.model.documents_gma import Documents
 from gma_hf.reference import reference_convolution
 
