@@ -179,8 +179,7 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from gma_hf.model import kernels_convolution_gma, kernels_exponent_gma, kernels_gma
-    from gma_hf.model import kernels_routing_gma, kernels_scan_gma
+    from gma_hf.model import kernels_exponent_gma, kernels_gma, kernels_routing_gma, kernels_scan_gma
 
     dtype, components = getattr(torch, sys.argv[1]), int(sys.argv[2])
     FLAGS = {"CHUNK": 64, "HAS_DECAY": True, "HAS_DOCUMENTS": True, "HAS_MASK": True, "IS_GRADIENT": True}
@@ -194,7 +193,7 @@ COMPILE = """
         names, flags = kernel.arg_names, {"num_warps": 4, "num_stages": 1}
         constants = {name: value for name, value in options.items() if name in names}
         kinds = dict.fromkeys(names, "*fp32") | dict.fromkeys(INPUTS, KINDS[dtype])
-        kinds |= {"document_ids": "*i64", "order": "*i64", "epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32")
+        kinds |= {"document_ids": "*i64", "epsilon": "fp32"} | dict.fromkeys(NUMBERS, "i32")
         kinds |= {name: "i32" for name in names if "stride" in name and name not in NUMBERS}
         signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
@@ -204,13 +203,7 @@ COMPILE = """
     tile = kernels_gma.tile_size(dtype)
     scan = {"PRECISION": kernels_gma.precision(dtype), "BLOCK_COMPONENTS": tile, "BLOCK_WIDTH": tile}
     route = kernels_routing_gma._tiles(dtype, 64, components) | {"PRECISION": kernels_gma.precision(dtype, components)}
-    inputs = kernels_convolution_gma.ConvolutionInputs
-    x = torch.empty(0, 0, 1536, dtype=dtype)
-    convolution = kernels_convolution_gma._options(inputs(x, torch.empty(1536, 4), x, x, x), causal=True)
-    convolution |= {"BLOCK_TAPS": 4}
-    modules = {kernels_routing_gma: route, kernels_scan_gma: scan, kernels_exponent_gma: scan}
-    modules |= {kernels_convolution_gma: convolution}
-    for module, tiles in modules.items():
+    for module, tiles in ((kernels_routing_gma, route), (kernels_scan_gma, scan), (kernels_exponent_gma, scan)):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 compile(kernel, **tiles)
