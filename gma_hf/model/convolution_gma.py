@@ -49,13 +49,13 @@ def short_convolution(
         x = torch.cat([tail.to(x.dtype), x], dim=1)
         mask = None if mask is None else F.pad(mask, (before, 0), value=True)
         ids = None if ids is None else F.pad(ids, (before, 0))
-    if not is_exporting() and length == 1 or causal and before and length == 1:
+    if (causal or not is_exporting()) and length == 1:
         inputs = ConvolutionInputs(x, weight, mask, None, ids)  # the token stands last, real or not
         return _one_token(inputs, causal), _tail(inputs) if causal else None
     order = None if mask is None else _real_tokens_first(mask)
     inputs = ConvolutionInputs(x, weight, mask, order, ids)
     if is_exporting():  # what is exported runs elsewhere, where nobody knows our operator
-        output = _forward(inputs, causal, on_kernels=False).output
+        output = _exported(inputs, causal)
     else:
         output = convolve(inputs, causal, backend != "torch" and convolution_problem(x) is None).output
     return output[:, before:], _tail(inputs) if causal else None
@@ -80,6 +80,20 @@ def _one_token(inputs: ConvolutionInputs, causal: bool) -> Tensor:
     if ids is not None:
         seen = seen * (ids == ids[:, -1:])[..., None]
     return x[:, -1:] + seen.sum(1, keepdim=True)
+
+
+def _exported(inputs: ConvolutionInputs, causal: bool) -> Tensor:
+    """Return the output `[B, N, C]` by operations that leave the length open."""
+    its, length = _Sorted(inputs, causal), inputs.x.shape[1]
+    reach = (its.own, len(its.taps) - 1 - its.own)
+    padded, output = F.pad(its.x, (0, 0, *reach)), its.x
+    ids = None if its.ids is None else F.pad(its.ids, reach)
+    for tap in range(len(its.taps)):
+        seen = padded[:, tap : tap + length] * its.taps[tap]
+        if ids is not None:
+            seen = seen * (ids[:, tap : tap + length] == its.ids)[..., None]
+        output = output + seen
+    return its.put_back(output).to(inputs.x.dtype)
 
 
 def _tail(inputs: ConvolutionInputs) -> Tensor:
@@ -112,7 +126,7 @@ def _inverse(order: Tensor) -> Tensor:
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
     """Return the tokens of `[B, N, C]` in this order, `[B, N]`."""
-    rows = torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
+    rows = torch.arange(order.shape[0], device=order.device)[:, None] * order.shape[1]
     return x.flatten(0, 1).index_select(0, (rows + order).flatten()).view(x.shape)
 
 
