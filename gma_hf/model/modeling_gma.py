@@ -98,9 +98,8 @@ class GMAModel(GMAPreTrainedModel):
         super().__init__(config)
         self.embeddings = GMAEmbeddings(config)
         self.layers = nn.ModuleList([GMABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
-        self.final_norm = None
-        if config.norm_position == "pre":
-            self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        is_pre = config.norm_position == "pre"
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if is_pre else None
         self.gradient_checkpointing = False
         self.identity = identify(config, self)  # what a state that leaves this process is recognised by
         self.post_init()
@@ -149,8 +148,7 @@ class GMAModel(GMAPreTrainedModel):
             cache: the states of what was read before (causal only).
 
         Returns:
-            `last_hidden_state` `[batch, N, hidden]`; the cache, `hidden_states`, `attentions`, `responsibilities` as
-            asked for.
+            `last_hidden_state` `[batch, N, hidden]`; as asked for, cache, hidden states, attentions, responsibilities.
 
         Raises:
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.

@@ -1,5 +1,10 @@
 """The short convolution by our kernels against the definition in `gma_hf.reference` and against plain torch."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -136,3 +141,38 @@ def test_no_tokens(device):
     grads = torch.autograd.grad(output.sum(), [x, weight])
     assert output.shape == x.shape and [grad.shape for grad in grads] == [x.shape, weight.shape]
     assert not grads[1].any()
+
+
+# The interpreter is more forgiving than the compiler, which needs no GPU either.
+COMPILE = """
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from gma_hf.model import kernels_convolution_gma as kernels
+    from gma_hf.model.operators_gma import ConvolutionInputs
+
+    INPUTS = ["x", "output", "grad_output", "grad_x"]
+    POINTERS = INPUTS + ["weight", "grad_weight", "order", "mask", "document_ids"]
+    for dtype, kind in ((torch.bfloat16, "*bf16"), (torch.float32, "*fp32"), (torch.float64, "*fp64")):
+        x = torch.empty(0, 0, 1536, dtype=dtype)
+        inputs = ConvolutionInputs(x, torch.empty(1536, 4), x, x, x)
+        options = kernels._options(inputs, causal=True) | {"BLOCK_TAPS": 4}
+        for kernel in (kernels._convolution_kernel, kernels._convolution_grad_kernel):
+            names = kernel.arg_names
+            constants = {name: value for name, value in options.items() if name in names}
+            kinds = dict.fromkeys(names, "i32") | dict.fromkeys(POINTERS, "*fp32") | dict.fromkeys(INPUTS, kind)
+            kinds |= {"order": "*i64", "mask": "*u8", "document_ids": "*i64"} | dict.fromkeys(constants, "constexpr")
+            signature = {name: kinds[name] for name in names}
+            source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+            for capability in (80, 90):
+                triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": options["num_warps"]})
+"""
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-c", textwrap.dedent(COMPILE)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

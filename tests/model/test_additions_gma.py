@@ -52,6 +52,38 @@ def test_a_tail_continues_a_convolution(assert_close, padding_mask, cuts, masked
     assert_close(tail[0], row[-3:], 1e-9)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize(("causal", "width"), [(True, 4), (False, 3)], ids=["causal", "centred"])
+def test_gradients_of_a_convolution_by_differences(padding_mask, causal, width, masked):
+    """Of packed documents too, and, where it is causal, with a tail."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 6, 2, dtype=torch.float64), torch.randn(2, width, dtype=torch.float64)
+    tail = torch.randn(2, width - 1, 2, dtype=torch.float64, requires_grad=True) if causal else None
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 2, 2]])
+    documents = Documents(padding_mask(6) if masked else None, ids)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, tail) if tensor is not None]
+
+    def convolve(x, weight, tail=None):
+        return [y for y in short_convolution(x, weight, causal, documents, tail) if y is not None]
+
+    assert torch.autograd.gradcheck(convolve, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "centred"])
+def test_packed_documents_are_convolved_apart(assert_close, causal):
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 9, 6, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 0, 1]]).bool()
+    ids = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2]])
+    whole, tail = short_convolution(x, weight, causal, Documents(mask, ids))
+    for document in range(3):
+        here = ids[0] == document
+        alone = reference_convolution(x[:, here], weight, causal, mask[:, here])
+        assert_close(whole[:, here][mask[:, here]], alone[mask[:, here]], 1e-9)
+    if causal:
+        assert_close(tail, torch.stack([torch.zeros_like(x[0, 8]), x[0, 8]])[None], 1e-9)
+
+
 def test_log_forget_gate(assert_close):
     logits = torch.tensor([[-EXTREME, -30.0, -3.0, 0.0, 3.0, 30.0, EXTREME]], dtype=torch.float64)[..., None]
     logits.requires_grad_()
