@@ -143,7 +143,7 @@ class _Sorted:
 
     def sort(self, x: Tensor) -> Tensor:
         """Return `[B, N, C]` in their order, in the dtype of the products."""
-        x = x.to(self.dtype)
+        x = x.to(self.dtype).contiguous()
         return x if self.order is None else _take(x, self.order)
 
     def put_back(self, x: Tensor) -> Tensor:
