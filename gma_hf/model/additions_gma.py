@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .documents_gma import ONE_EACH, Documents
+from .convolution_gma import short_convolution
+from .documents_gma import Documents
 from .equations_gma import routing_dtype
 
 
@@ -108,10 +109,10 @@ class ConvolutionWeights(nn.Module):
         init.zeros_(self.weight)
 
     def forward(
-        self, x: Tensor, is_causal: bool, documents: Documents, tail: Tensor | None
+        self, x: Tensor, is_causal: bool, documents: Documents, tail: Tensor | None, backend: str = "auto"
     ) -> tuple[Tensor, Tensor | None]:
         """Return `short_convolution` of `[B, N, channels]`."""
-        return short_convolution(x, self.weight, is_causal, documents, tail)
+        return short_convolution(x, self.weight, is_causal, documents, tail, backend)
 
 
 class ShortConvolution(Addition):
@@ -136,10 +137,11 @@ class ShortConvolution(Addition):
         return (self.config.conv_kernel_size - 1, self.channels) if self.config.is_causal else None
 
     def reach(self):
-        return convolution_reach(self.config.conv_kernel_size, self.config.is_causal)
+        width = self.config.conv_kernel_size
+        return (width - 1, 0) if self.config.is_causal else (width // 2, width // 2)
 
     def project(self, module, projected, documents, kept):
-        return module(projected, self.config.is_causal, documents, kept)
+        return module(projected, self.config.is_causal, documents, kept, self.config.mixer_backend)
 
 
 class ForgetWeights(nn.Linear):
@@ -251,86 +253,3 @@ def log_forget_gate(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is not None:
         log_gate = log_gate * mask[..., None]
     return log_gate.transpose(1, 2)
-
-
-def convolution_reach(width: int, causal: bool) -> tuple[int, int]:
-    """Return how many tokens before a token, and after it, a convolution of `width` taps sees."""
-    return (width - 1, 0) if causal else (width // 2, width // 2)
-
-
-def short_convolution(
-    x: Tensor,
-    weight: Tensor,
-    causal: bool,
-    documents: Documents = ONE_EACH,
-    tail: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """
-    Return a depthwise convolution with a residual path, `x + weight * x`, over the real tokens of each row. Masked
-    ones are taken out before and put back after, as they were, so a row gives what it gives alone, wherever its
-    padding is.
-
-    Args:
-        x: `[B, N, C]`.
-        weight: `[C, W]`; the last tap is the current token (causal), or the middle one is (centred).
-        causal: whether a token sees the W - 1 tokens before it, or (W - 1) / 2 on each side.
-        documents: padding and packing; a token sees its own document only, and the tail is of document 0.
-        tail: causal only: the last W - 1 inputs before this call, `[B, W - 1, C]`, or None for zeros.
-
-    Returns:
-        `[B, N, C]`, and in the causal case the last W - 1 inputs including this call (else None), with zeros in the
-        place of what is of another document than the last one.
-    """
-    mask, places = documents.mask, documents.ids
-    batch, length, channels = x.shape
-    width = weight.shape[-1]
-    inputs = x
-    if mask is not None:
-        order, rank = _real_tokens_first(mask)
-        inputs = (x * mask[..., None]).gather(1, order[..., None].expand(-1, -1, channels))
-        places = None if places is None else places.gather(1, order)
-    reach = convolution_reach(width, causal)
-    padded = F.pad(inputs, (0, 0, *reach))
-    if tail is not None:
-        padded = torch.cat([tail.to(x.dtype), inputs], dim=1)
-    if places is None:
-        mixed = F.conv1d(padded.transpose(1, 2), weight.to(x.dtype)[:, None], groups=channels).transpose(1, 2)
-    else:
-        places = F.pad(places, reach)
-        mixed = sum(
-            weight[:, tap].to(x.dtype) * padded[:, tap : tap + length] * _same_document(places, tap, reach[0], length)
-            for tap in range(width)
-        )
-    tail = _tail(padded, mask, places, width) if causal else None
-    if mask is not None:
-        # A masked token stays as it is: in the order above it stands behind the end of its row
-        mixed = mixed.gather(1, rank[..., None].expand(-1, -1, channels)) * mask[..., None]
-    return x + mixed, tail
-
-
-def _real_tokens_first(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Return, for the real tokens of each row and then the masked ones, which token comes n-th, and where each token
-    comes, both `[B, N]`. They are counted instead of sorted, since a stable sort has no counterpart in ONNX.
-    """
-    token = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    count = mask.cumsum(dim=1, dtype=torch.long)
-    rank = torch.where(mask, count - 1, count[:, -1:] + token - count)
-    return torch.empty_like(rank).scatter(1, rank, token), rank
-
-
-def _same_document(places: Tensor, tap: int, current: int, length: int) -> Tensor:
-    """Return where the token that a tap falls on is of the same document as the current one, `[B, N, 1]`."""
-    return (places[:, tap : tap + length] == places[:, current : current + length])[..., None]
-
-
-def _tail(padded: Tensor, mask: Tensor | None, places: Tensor | None, width: int) -> Tensor:
-    """Return the last W - 1 real inputs, `[B, W - 1, C]`."""
-    length = padded.shape[1] - width + 1
-    real = torch.full_like(padded[:, 0, :1], length, dtype=torch.long) if mask is None else mask.sum(1, keepdim=True)
-    last = real + torch.arange(width - 1, device=padded.device)
-    tail = padded.gather(1, last[..., None].expand(-1, -1, padded.shape[-1]))
-    if places is None:
-        return tail
-    # Before the first real token of this call all is of document 0, where `places` says 0 too
-    return tail * (places.gather(1, last) == places.gather(1, real + width - 2))[..., None]

@@ -39,8 +39,10 @@ if TYPE_CHECKING:  # some releases of Transformers copy the files that this one 
     from .attention_gma import GaussianMixture  # noqa: F401
     from .backend_torch_gma import torch_problem  # noqa: F401
     from .backend_triton_gma import triton_problem  # noqa: F401
+    from .convolution_gma import convolve  # noqa: F401
     from .equations_gma import routing_dtype  # noqa: F401
     from .kernels_chunks_gma import ChunkCalls  # noqa: F401
+    from .kernels_convolution_gma import launch_convolution  # noqa: F401
     from .kernels_gma import has_kernels  # noqa: F401
     from .kernels_routing_gma import RoutingGradients  # noqa: F401
     from .kernels_scan_gma import ScanGradients  # noqa: F401
@@ -96,9 +98,8 @@ class GMAModel(GMAPreTrainedModel):
         super().__init__(config)
         self.embeddings = GMAEmbeddings(config)
         self.layers = nn.ModuleList([GMABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
-        self.final_norm = None
-        if config.norm_position == "pre":
-            self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        is_pre = config.norm_position == "pre"
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if is_pre else None
         self.gradient_checkpointing = False
         self.identity = identify(config, self)  # what a state that leaves this process is recognised by
         self.post_init()
@@ -147,8 +148,7 @@ class GMAModel(GMAPreTrainedModel):
             cache: the states of what was read before (causal only).
 
         Returns:
-            `last_hidden_state` `[batch, N, hidden]`; the cache, `hidden_states`, `attentions`, `responsibilities` as
-            asked for.
+            `last_hidden_state` `[batch, N, hidden]`; as asked for, cache, hidden states, attentions, responsibilities.
 
         Raises:
             ValueError: for a mask of the wrong shape, more tokens than learned positions, a cache of another config.

@@ -70,10 +70,34 @@ class BidirectionalGradients(NamedTuple):
     state: Tensor
 
 
+class ConvolutionInputs(NamedTuple):
+    """What the operator of the short convolution takes."""
+
+    x: Tensor  # [B, N, C]
+    weight: Tensor  # [C, W]
+    mask: Tensor | None  # [B, N], False where a token is taken out
+    order: Tensor | None  # [B, N], with a mask: which token comes n-th, the real ones first
+    document_ids: Tensor | None  # [B, N]
+
+
+class ConvolutionResults(NamedTuple):
+    """The convolved tokens; the backward needs nothing but the inputs."""
+
+    output: Tensor  # [B, N, C]
+
+
+class ConvolutionGradients(NamedTuple):
+    """The gradients of the inputs of the same names."""
+
+    x: Tensor
+    weight: Tensor
+
+
 class Form(NamedTuple):
     """
-    A form of the mixer as functions on named tensors. The first two results are the output and the last state; the
-    others are for the backward. The functions that allocate also tell a compiler the shapes.
+    A computation as functions on named tensors. Its first results are its outputs, for the mixer two, what the tokens
+    read and the last state; the others are for the backward. The functions that allocate also tell a compiler the
+    shapes.
     """
 
     name: str
@@ -84,7 +108,8 @@ class Form(NamedTuple):
     new_results: Callable[..., tuple]  # (inputs, *settings) -> results, not yet filled
     forward: Callable[..., tuple]  # the same, filled
     new_gradients: Callable[..., tuple]  # (inputs) -> gradients, not yet filled
-    backward: Callable[..., tuple]  # (grad_output, grad_state, inputs, results, *settings) -> gradients
+    backward: Callable[..., tuple]  # (*gradients of the outputs, inputs, results, *settings) -> gradients
+    outputs: int = 2
 
 
 class Operator:
@@ -98,6 +123,7 @@ class Operator:
         optional = form.inputs.__annotations__
         given = ", ".join(f"Tensor{'' if optional[name] is Tensor else '?'} {name}" for name in form.inputs._fields)
         made = ", ".join(f"Tensor made_{name}" for name in form.results._fields)
+        grads = ", ".join(f"Tensor grad_{name}" for name in form.results._fields[: form.outputs])
         results, gradients = (", ".join(["Tensor"] * len(kind._fields)) for kind in (form.results, form.gradients))
         self.forward = torch.library.custom_op(
             f"{NAMESPACE}::{form.name}",
@@ -109,7 +135,7 @@ class Operator:
             f"{NAMESPACE}::{form.name}_backward",
             self._backward,
             mutates_args=(),
-            schema=f"(Tensor grad_output, Tensor grad_state, {given}, {made}, {form.settings}) -> ({gradients})",
+            schema=f"({grads}, {given}, {made}, {form.settings}) -> ({gradients})",
         )
         self.forward.register_fake(self._fake_forward)
         self.backward.register_fake(self._fake_backward)
@@ -117,7 +143,7 @@ class Operator:
         self.backward.register_autograd(refuse_second_derivative)
 
     def __call__(self, inputs: tuple, *settings: Any) -> Any:
-        return self.form.results(*self.forward(*inputs, *settings))
+        return self.form.results(*_as_tuple(self.forward(*inputs, *settings)))
 
     def _split(self, arguments: tuple) -> tuple[Any, tuple]:
         count = len(self.form.inputs._fields)
@@ -125,37 +151,47 @@ class Operator:
 
     def _forward(self, *arguments):
         inputs, settings = self._split(arguments)
-        with torch.autocast(device_type=inputs.values.device.type, enabled=False):
-            return tuple(self.form.forward(inputs, *settings))
+        with torch.autocast(device_type=inputs[0].device.type, enabled=False):
+            return _as_schema(self.form.forward(inputs, *settings))
 
     def _fake_forward(self, *arguments):
         inputs, settings = self._split(arguments)
-        return tuple(self.form.new_results(inputs, *settings))
+        return _as_schema(self.form.new_results(inputs, *settings))
 
-    def _backward(self, grad_output, grad_state, *arguments):
+    def _backward(self, *arguments):
+        grads, arguments = arguments[: self.form.outputs], arguments[self.form.outputs :]
         inputs, rest = self._split(arguments)
         count = len(self.form.results._fields)
         results, settings = self.form.results(*rest[:count]), rest[count:]
-        with torch.autocast(device_type=inputs.values.device.type, enabled=False):
-            return tuple(self.form.backward(grad_output, grad_state, inputs, results, *settings))
+        with torch.autocast(device_type=inputs[0].device.type, enabled=False):
+            return tuple(self.form.backward(*grads, inputs, results, *settings))
 
-    def _fake_backward(self, grad_output, grad_state, *arguments):
-        return tuple(self.form.new_gradients(self._split(arguments)[0]))
+    def _fake_backward(self, *arguments):
+        return tuple(self.form.new_gradients(self._split(arguments[self.form.outputs :])[0]))
 
     def _keep(self, ctx, inputs, output) -> None:
         tensors, ctx.settings = self._split(inputs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_backward(*tensors, *_as_tuple(output))
 
-    def _differentiate(self, ctx, grad_output, grad_state, *_):
+    def _differentiate(self, ctx, *grads):
         kept = ctx.saved_tensors  # once: gradient checkpointing unpacks them only once
         inputs, results = self._split(kept)
-        results = self.form.results(*results)
-        grad_output = torch.zeros_like(results.output) if grad_output is None else grad_output
-        grad_state = torch.zeros_like(results.state) if grad_state is None else grad_state
-        found = self.form.gradients(*self.backward(grad_output, grad_state, *kept, *ctx.settings))._asdict()
+        outputs = results[: self.form.outputs]
+        grads = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, outputs))
+        found = self.form.gradients(*self.backward(*grads, *kept, *ctx.settings))._asdict()
         of_inputs = (None if x is None else found.get(name) for name, x in inputs._asdict().items())
         return *of_inputs, *(None for _ in ctx.settings)
+
+
+def _as_schema(tensors: tuple) -> Any:
+    """Return results as torch wants them: a tensor where there is but one."""
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _as_tuple(results: Any) -> tuple:
+    """Return the results of an operator as a tuple, see `_as_schema`."""
+    return (results,) if isinstance(results, Tensor) else tuple(results)
 
 
 def refuse_second_derivative(ctx, *grads: Tensor) -> None:

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .equations_gma import decay_between
 from .operators_gma import CausalGradients, CausalInputs, Form, Operator
 from .torch_routing_gma import (
     Block,
@@ -57,7 +56,7 @@ class _Decay(NamedTuple):
     last: Tensor | None = None  # from the end of a chunk to that of the block: [H * B, n, 1]
 
     @classmethod
-    def of(cls, block: Block, heads: int, batch: int, earlier, log_decay, document_ids) -> "_Decay":
+    def of(cls, block: Block, heads: int, batch: int, earlier, inputs: CausalInputs, inside, is_filled) -> "_Decay":
         """
         Return the factors of a block.
 
@@ -65,9 +64,11 @@ class _Decay(NamedTuple):
             block: the block.
             heads, batch: H and B.
             earlier: ones below the diagonal, for as many chunks as a block has at most.
-            log_decay: `[B, H, N]`, or None.
-            document_ids: `[B, N]`, or None.
+            inputs: with log decays `[B, H, N]` and document ids `[B, N]`, or None.
+            inside: the memory of the factors of that name, `[chunks, C, C]`, which has them already if `is_filled`;
+                None where nothing decays.
         """
+        log_decay, document_ids = inputs.log_decay, inputs.document_ids
         rows, chunks = heads * batch, (block.stop - block.start) // block.size
         earlier = earlier[:chunks, :chunks]
         if log_decay is None and document_ids is None:
@@ -78,19 +79,23 @@ class _Decay(NamedTuple):
             elapsed = log_decay.transpose(0, 1)[:, :, block.start : block.stop]
             elapsed = elapsed.unflatten(-1, (chunks, block.size)).cumsum(-1)
         total = elapsed[..., -1:]
-        inside, read, write, carry = decay_between(elapsed), elapsed.exp(), (total - elapsed).exp(), total.exp()
+        read, write, carry = elapsed.exp(), (total - elapsed).exp(), total.exp()
+        if not is_filled:
+            between = inside.view(*elapsed.shape, block.size)
+            torch.sub(elapsed[..., :, None], elapsed[..., None, :], out=between).exp_().tril_()
         if document_ids is not None:
             here = document_ids[:, block.start : block.stop].unflatten(-1, (chunks, block.size))
             last = here[..., -1:]
             before = document_ids[:, block.start - 1] if block.start else torch.zeros_like(document_ids[:, 0])
             before = torch.cat([before[:, None, None], last[:, :-1]], dim=1)
-            inside = inside * (here[..., :, None] == here[..., None, :])
+            if not is_filled:
+                between.mul_(here[..., :, None] == here[..., None, :])
             read, write, carry = read * (here == before), write * (here == last), carry * (before == last)
         carry = carry.reshape(rows, chunks, 1)
         since = torch.where(earlier > 0, carry, 1).cumprod(1)  # from the end of a chunk to that of a later one
         return cls(
             F.pad(since[:, :-1], (0, 0, 1, 0)) * earlier,
-            inside.reshape(-1, block.size, block.size),
+            inside,
             read.reshape(-1, block.size, 1),
             write.reshape(-1, block.size, 1),
             carry,
@@ -140,22 +145,26 @@ class _CausalScan:
         chunks = rows * length // block.size
         x = features(work, self.sides[block.index], self.inputs.centre)
         values = extend_values(work, values).view(chunks, block.size, width)
-        decay = _Decay.of(block, heads, batch, self.earlier, self.inputs.log_decay, self.inputs.document_ids)
 
         shapes = {
             "gamma": (2, chunks, block.size, components),
             "affinity": (chunks, block.size, block.size),
             "before": (rows, chunks // rows, components, width),
         }
+        if has_decay(self.inputs):
+            shapes["inside"] = shapes["affinity"]
         exponent, lifted = self.inputs.read_exponent, None
         if exponent is not None:
             shapes |= dict.fromkeys(("held", "log_held"), (chunks, block.size, components))
         if block.kept is None:
-            gamma, affinity, before, *lift = (work(name, *shape) for name, shape in shapes.items())
+            is_filled, parts = False, [work(name, *shape) for name, shape in shapes.items()]
         else:
-            gamma, affinity, before, *lift, unused = _parts(kept[block.kept], shapes.values())
+            *parts, unused = _parts(kept[block.kept], shapes.values())
+        parts = dict(zip(shapes, parts))
+        gamma, affinity, before, inside = (parts.get(name) for name in ("gamma", "affinity", "before", "inside"))
+        decay = _Decay.of(block, heads, batch, self.earlier, self.inputs, inside, is_filled)
         if exponent is not None:
-            lifted = Lifted.of(*lift, exponent)
+            lifted = Lifted.of(parts["held"], parts["log_held"], exponent)
         made = _Chunks(x, gamma, values, affinity, decay, before, lifted)
         if block.kept is not None:
             if is_filled:
@@ -167,9 +176,9 @@ class _CausalScan:
         torch.softmax(key_scores, dim=-1, out=key_gamma)
         if (mask := self.inputs.mask) is not None:
             key_gamma.view(heads, batch, length, components).mul_(mask[:, block.start : block.stop, None])
-        writing = _times(key_gamma, decay.write)
+        writing = _times(key_gamma, decay.write, work)
         written = torch.bmm(writing.mT, values, out=work("written", chunks, components, width)).view(before.shape)
-        _sum_over_chunks(decay.between, written, _times(state.view(rows, 1, -1), decay.first), out=before)
+        _sum_over_chunks(decay.between, written, _at_edge(state, decay.first), out=before)
         if lifted is not None:
             self.hold(made)
             lifted.lift(query_scores)
@@ -200,8 +209,25 @@ def _parts(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
     return [*(part.view(shape) for part, shape in zip(parts, shapes)), rest]
 
 
-def _times(x: Tensor, factor: Tensor | None) -> Tensor:
-    return x if factor is None else x * factor
+def has_decay(inputs: CausalInputs) -> bool:
+    """Return whether anything is left of what was written but all of it."""
+    return inputs.log_decay is not None or inputs.document_ids is not None
+
+
+def _times(x: Tensor, factor: Tensor | None, work: Workspace) -> Tensor:
+    """Return `[chunks, C, K]` times `[chunks, C, 1]`, in memory that the next call uses again."""
+    return x if factor is None else torch.mul(x, factor, out=work("times", *x.shape))
+
+
+def _at_edge(state: Tensor, factor: Tensor | None) -> Tensor:
+    """Return a state at the edge of a block, `[H * B, K, d_v + 1]`, as every chunk feels it, `[H * B, n, numbers]`."""
+    state = state.view(len(state), 1, -1)
+    return state if factor is None else state * factor
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of all products of each row, `[rows, ...]` to `[rows]`, without memory for the products."""
+    return torch.bmm(x.reshape(len(x), 1, -1), y.reshape(len(y), -1, 1)).view(-1)
 
 
 def _sum_over_chunks(between: Tensor, x: Tensor, edge: Tensor, out: Tensor) -> None:
@@ -235,7 +261,9 @@ def _new_results(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bo
     state = inputs.state
     batch, heads, components, width = state.shape
     sides = 2 if inputs.read_exponent is None else 4  # and what the slots hold, with its logarithm
-    per_row = sides * components * chunk_size + chunk_size**2 + components * width  # of a chunk: `_CausalScan.chunks`
+    squares = 2 if has_decay(inputs) else 1
+    # Of a chunk: `_CausalScan.chunks`
+    per_row = sides * components * chunk_size + squares * chunk_size**2 + components * width
     return CausalResults(
         output=torch.empty_like(inputs.values),
         state=torch.empty_like(state, memory_format=torch.contiguous_format),
@@ -255,7 +283,7 @@ def _forward(inputs: CausalInputs, epsilon: float, chunk_size: int, keep: bool) 
         before.copy_(running)
         chunks = scan.chunks(block, running, results.kept, is_filled=False)
         weighted = torch.bmm(chunks.affinity, chunks.values, out=scan.work("weighted", *chunks.values.shape))
-        weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay.read), chunks.before.flatten(0, 1))
+        weighted.baddbmm_(_times(chunks.gamma[0], chunks.decay.read, scan.work), chunks.before.flatten(0, 1))
         read_weighted(weighted, epsilon, output, normaliser)
         running = chunks.after
     results.state.copy_(batch_first(running, inputs.values))
@@ -294,7 +322,6 @@ def _backward(
         grad = grad_weighted(work, *incoming).view(c.values.shape)
 
         query_gamma, key_gamma = c.gamma
-        reading, writing = _times(query_gamma, c.decay.read), _times(key_gamma, c.decay.write)
         before = c.before.flatten(0, 1)
         grad_query, grad_key = work("grad_gamma", *c.gamma.shape)
         grad_query_scores, grad_key_scores = scores = work("scores", *c.gamma.shape)
@@ -307,14 +334,15 @@ def _backward(
         grad_query.baddbmm_(grad_affinity, key_gamma)
         grad_scores(query_gamma, grad_query, out=grad_query_scores)
 
+        reading = _times(query_gamma, c.decay.read, work)
         grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *before.shape)).view(c.before.shape)
         if c.lifted is not None:
             grad_held = c.lifted.grad_held(work, grad_query_scores)
             grads.read_exponent.add_(c.lifted.grad_exponent(grad_query_scores, len(grads.read_exponent)))
             of_mass = grad_held.sum(1) if c.decay.read is None else (c.decay.read.mT @ grad_held)[:, 0]
             grad_before.flatten(0, 1)[..., -1].add_(of_mass)
-        grad_states, last = work("grad_states", *c.before.shape), running.view(len(running), 1, -1)
-        _sum_over_chunks(c.decay.between.mT, grad_before, _times(last, c.decay.last), out=grad_states)
+        grad_states = work("grad_states", *c.before.shape)
+        _sum_over_chunks(c.decay.between.mT, grad_before, _at_edge(running, c.decay.last), out=grad_states)
         running = _carry_on(grad_states[:, 0], c.decay.carry, 0, grad_before[:, 0])
 
         grad_written = grad_states.flatten(0, 1)
@@ -322,8 +350,8 @@ def _backward(
         if c.decay.write is not None:
             grad_key.mul_(c.decay.write)
         if inputs.log_decay is not None:
-            grad_carry = (grad_states * c.before).sum((-2, -1))
-            grad_total = (grad_carry * c.decay.carry[..., 0]).view(-1) + (grad_key * key_gamma).sum((-2, -1))
+            grad_carry = _dot(grad_written, before) * c.decay.carry.view(-1)
+            grad_total = grad_carry + _dot(grad_key, key_gamma)
         grad_key.baddbmm_(grad_affinity.mT, query_gamma)
         if c.lifted is not None:
             inside = scan.so_far[: block.size, : block.size] if c.decay.inside is None else c.decay.inside
@@ -337,6 +365,7 @@ def _backward(
             target.copy_(here.view(target.shape))
 
         here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
+        writing = _times(key_gamma, c.decay.write, work)
         value_target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(value_target.shape))
     return grads._replace(
         weights=routing.weights.view(inputs.weights.shape),
@@ -352,12 +381,13 @@ def _grad_log_decay(chunks: _Chunks, grad_query, grad_key, grad_mass, grad_total
     written.
 
     Args:
-        grad_query, grad_key: gradients of the reading weights and of the keys' responsibilities, `[chunks, C, K]`.
+        grad_query, grad_key: gradients of the reading weights and of the responsibilities of keys, `[chunks, C, K]`;
+            they are written over.
         grad_mass: with a read exponent, less the gradient of the mass z times z, `[chunks, C]`: that of `w = z + eps`
             times eps, since times w it sums to 0, as the gradient of the scores does; else None.
         grad_total: gradient of the log of what a chunk carries on, `[chunks]`.
     """
-    reading, writing = (torch.linalg.vecdot(*pair) for pair in zip((grad_query, grad_key), chunks.gamma))
+    reading, writing = (x.mul_(gamma).sum(-1) for x, gamma in zip((grad_query, grad_key), chunks.gamma))
     grad_elapsed = reading - writing
     if grad_mass is not None:
         grad_elapsed -= grad_mass

@@ -149,7 +149,7 @@ class Lifted(NamedTuple):
         """The gradient of p of each head, `[H]`, from that of the lifted scores."""
         if self.log_held.shape[1] == 1:
             grad = grad.sum(1)
-        return -torch.linalg.vecdot(grad.view(heads, -1), self.log_held.view(heads, -1))
+        return -torch.bmm(grad.view(heads, 1, -1), self.log_held.view(heads, -1, 1)).view(-1)
 
 
 class RoutingGradients:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks import compare
+from benchmarks import compare, compare_cost
 
 
 @pytest.fixture
@@ -152,3 +152,14 @@ def test_a_network_of_its_own_is_refused(tmp_path):
 def test_an_unknown_mixer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`mixers` must be of 'softmax', .* but one is 'rnn'"):
         compare.main(["--quick", "True", "--output_dir", str(tmp_path), "--mixers", "gma", "rnn"])
+
+
+def test_the_cost_of_a_step_by_itself(capsys):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_components": 4}
+    sizes |= {"vocab_size": 50, "length": 12, "steps": 2}
+    arguments = [str(x) for name, value in sizes.items() for x in (f"--{name}", value)]
+    costs = compare_cost.main([*arguments, "--clock", "process", "--mixers", "softmax", "gma, recommended"])
+    assert list(costs) == ["softmax", "gma, recommended"]
+    assert all(cost["milliseconds"] > 0 for cost in costs.values())
+    ratio = costs["gma, recommended"]["milliseconds"] / costs["softmax"]["milliseconds"]
+    assert f"milliseconds ({ratio:.3f})" in capsys.readouterr().out

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gma_hf import GMAForCausalLM
-from gma_hf.model.additions_gma import MIN_LOG_DECAY, READ_EXPONENTS, log_forget_gate, short_convolution
+from gma_hf.model.additions_gma import MIN_LOG_DECAY, READ_EXPONENTS, log_forget_gate
+from gma_hf.model.convolution_gma import short_convolution
 from gma_hf.model.documents_gma import Documents
 from gma_hf.reference import reference_convolution
 
@@ -24,22 +25,11 @@ def test_convolution_is_the_definition(compare, leaves, padding_mask, length, ca
     torch.manual_seed(0)
     arguments = leaves({"x": torch.randn(BATCH, length, 6), "weight": torch.randn(6, width)})
     mask = padding_mask(length) if masked else None
-    real = torch.ones(BATCH, length, dtype=torch.bool) if mask is None else mask  # padding is nobody's business
     compare(
-        lambda **kwargs: [short_convolution(**kwargs, causal=causal, documents=Documents(mask))[0][real]],
-        lambda **kwargs: [reference_convolution(**kwargs, causal=causal, mask=mask)[real]],
+        lambda **kwargs: [short_convolution(**kwargs, causal=causal, documents=Documents(mask))[0]],
+        lambda **kwargs: [reference_convolution(**kwargs, causal=causal, mask=mask)],
         arguments,
     )
-
-
-def test_convolution_leaves_padding_as_it_is():
-    """What comes before the first real token is predicted from padding, which must not see the end of its row."""
-    torch.manual_seed(0)
-    x, weight, mask = torch.randn(1, 12, 6), torch.randn(6, 4), torch.ones(1, 12, dtype=torch.bool)
-    mask[:, :2] = mask[:, 7] = False
-    for causal in (True, False):
-        mixed, _ = short_convolution(x, weight[:, : 4 if causal else 3], causal, Documents(mask))
-        assert torch.equal(mixed[~mask], x[~mask])
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
@@ -59,6 +49,38 @@ def test_a_tail_continues_a_convolution(assert_close, padding_mask, cuts, masked
     assert_close(tail, last_tail, 1e-9)
     row = x[0][real[0]]
     assert_close(tail[0], row[-3:], 1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize(("causal", "width"), [(True, 4), (False, 3)], ids=["causal", "centred"])
+def test_gradients_of_a_convolution_by_differences(padding_mask, causal, width, masked):
+    """Of packed documents too, and, where it is causal, with a tail."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 6, 2, dtype=torch.float64), torch.randn(2, width, dtype=torch.float64)
+    tail = torch.randn(2, width - 1, 2, dtype=torch.float64, requires_grad=True) if causal else None
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 2, 2]])
+    documents = Documents(padding_mask(6) if masked else None, ids)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, tail) if tensor is not None]
+
+    def convolve(x, weight, tail=None):
+        return [y for y in short_convolution(x, weight, causal, documents, tail) if y is not None]
+
+    assert torch.autograd.gradcheck(convolve, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "centred"])
+def test_packed_documents_are_convolved_apart(assert_close, causal):
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 9, 6, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 0, 1]]).bool()
+    ids = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2]])
+    whole, tail = short_convolution(x, weight, causal, Documents(mask, ids))
+    for document in range(3):
+        here = ids[0] == document
+        alone = reference_convolution(x[:, here], weight, causal, mask[:, here])
+        assert_close(whole[:, here][mask[:, here]], alone[mask[:, here]], 1e-9)
+    if causal:
+        assert_close(tail, torch.stack([torch.zeros_like(x[0, 8]), x[0, 8]])[None], 1e-9)
 
 
 def test_log_forget_gate(assert_close):
