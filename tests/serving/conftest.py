@@ -1,5 +1,6 @@
 """Models in vLLM, in the test's own process, and what Transformers' `generate` gives for the same prompts."""
 
+import gc
 import os
 
 
@@ -13,7 +14,6 @@ import torch
 from gma_hf import GMAConfig, GMAForCausalLM
 
 
-pytest.importorskip("vllm")
 NEW_TOKENS = 16
 # By name: the config, beside the sizes of `TINY`
 STACKS = {
@@ -48,17 +48,23 @@ def checkpoint(make_model, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def open_in_vllm():
-    """`open_in_vllm(folder, **choices)`: vLLM's `LLM` in float32, in this process."""
+    """`open_in_vllm(folder, **choices)`: vLLM's `LLM` in float32, in this process, until the test ends."""
     from vllm import LLM
+
+    opened = []
 
     def start(folder, **choices):
         settings = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "kv_cache_memory_bytes": 2**26}
         settings |= {"distributed_executor_backend": "uni", "skip_tokenizer_init": True, "disable_log_stats": True}
-        return LLM(str(folder), **{**settings, **choices})
+        opened.append(LLM(str(folder), **{**settings, **choices}))
+        return opened[-1]
 
-    return start
+    yield start
+    while opened:  # or the next one's process groups would be taken down with it
+        opened.pop().llm_engine.engine_core.shutdown()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
