@@ -94,7 +94,7 @@ class ServedGMAForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPref
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         config: GMAConfig = vllm_config.model_config.hf_config
-        config.require_style(type(self), is_causal=True)
+        _require(config, "GMAForCausalLM", is_causal=True)
         if vllm_config.speculative_config is not None:  # states cannot take tokens back
             raise ValueError("`speculative_config` must be None for a GMA model, but one is given.")
         self.model = ServedNetwork(vllm_config, maybe_prefix(prefix, "model"))
@@ -130,6 +130,16 @@ class ServedGMAForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPref
         return AutoWeightsLoader(self).load_weights(weights, mapper=STACKED)
 
 
+def _require(config: GMAConfig, architecture: str, is_causal: bool) -> None:
+    """Refuse a checkpoint of another class or style, which vLLM would take by the end of its name."""
+    found = config.architectures or ["none"]
+    if found != [architecture] or config.is_causal != is_causal:
+        raise ValueError(
+            f"vLLM serves checkpoints of GMAForCausalLM, and of GMAModel with `is_causal=False`, but this one is of "
+            f"{', '.join(found)} with `is_causal={config.is_causal}`."
+        )
+
+
 def _states(vllm_config: VllmConfig) -> Iterable[tuple[tuple[int, ...], torch.dtype]]:
     model_config, ranks = vllm_config.model_config, vllm_config.parallel_config.tensor_parallel_size
     return states_of_rank(model_config.hf_config, ranks, model_config.dtype).values()
@@ -144,7 +154,7 @@ class ServedGMAModel(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
-        vllm_config.model_config.hf_config.require_style(type(self), is_causal=False)
+        _require(vllm_config.model_config.hf_config, "GMAModel", is_causal=False)
         self.model = ServedNetwork(vllm_config, maybe_prefix(prefix, "model"))
         self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
 

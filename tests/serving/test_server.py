@@ -112,7 +112,7 @@ def test_a_completion(server, greedy):
 
 def test_a_prompt_beyond_the_limit_is_refused(server):
     with pytest.raises(HTTPError) as refused:
-        server.ask(prompt="a" * LIMIT, max_tokens=1)
+        server.ask(prompt="a" * (LIMIT + 5), max_tokens=1)
     assert refused.value.code == 400
     assert f"maximum context length is {LIMIT} tokens" in json.load(refused.value)["error"]["message"]
 
