@@ -125,16 +125,20 @@ def ask_generate(model: PreTrainedModel, prompts: Prompts, new_tokens: int, batc
     return made
 
 
-def requests_per_second(calls: dict[str, Callable[[], int]], requests: int, rounds: int) -> dict[str, float]:
-    """Return the median rate of each call, which take turns."""
-    rates = {name: [] for name in calls}
+def requests_per_second(
+    calls: dict[str, Callable[[], int]], requests: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return the median rate of each call, by the clock and by the CPU time of this process; the calls take turns."""
+    clocks = {"by the clock": time.perf_counter, "by CPU time": time.process_time}
+    rates = {clock: {name: [] for name in calls} for clock in clocks}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            starts = {clock: now() for clock, now in clocks.items()}
             call()
-            if turn > 0:  # the first is a warm-up
-                rates[name].append(requests / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in rates.items()}
+            for clock, now in clocks.items():
+                if turn > 0:  # the first is a warm-up
+                    rates[clock][name].append(requests / (now() - starts[clock]))
+    return {clock: {name: statistics.median(x) for name, x in values.items()} for clock, values in rates.items()}
 
 
 def hold(llm: "LLM", prompts: Prompts) -> dict[str, float]:
@@ -188,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
             found[name] = {
                 "parameters": sum(x.numel() for x in model.parameters()),
                 "requests per second": rates,
-                "vLLM over generate": rates["vLLM"] / rates["generate"],
+                "vLLM over generate": {clock: x["vLLM"] / x["generate"] for clock, x in rates.items()},
                 "conversations": hold(llm, conversations),
             }
             close(llm)
