@@ -41,7 +41,7 @@ class ServedNetwork(nn.Module):
             self.layers = nn.ModuleList(GMABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
             norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.final_norm = norm if config.norm_position == "pre" else None
-        words = VocabParallelEmbedding(config.vocab_size, config.hidden_size, prefix=f"{prefix}.embeddings")
+        words = VocabParallelEmbedding(config.vocab_size, config.embedding_size, prefix=f"{prefix}.embeddings")
         self.embeddings.word_embeddings = words
         for layer_idx, block in enumerate(self.layers):
             _serve(block, config, layer_idx, vllm_config, f"{prefix}.layers.{layer_idx}")
@@ -51,7 +51,7 @@ class ServedNetwork(nn.Module):
                     setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=words.weight.device)))
 
     def forward(self, inputs_embeds: Tensor, positions: Tensor, documents: Documents = ONE_EACH) -> Tensor:
-        """Return the last hidden states, `[T, hidden]`, of the word embeddings `[T, hidden]` at positions `[T]`."""
+        """Return the last hidden states, `[T, hidden]`, of the word embeddings at positions `[T]`."""
         hidden_states = self.embeddings(inputs_embeds[None], positions[None], None)[0]
         for block in self.layers:
             mixed = block.attention(block.mixer_input(hidden_states), documents)
@@ -106,7 +106,7 @@ class ServedGMAForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPref
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Return the word embeddings, `[T]` to `[T, hidden]`."""
+        """Return the word embeddings, `[T]` to `[T, embedding width]`."""
         return self.model.embeddings.word_embeddings(input_ids)
 
     def forward(
@@ -159,7 +159,7 @@ class ServedGMAModel(nn.Module):
         self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Return the word embeddings, `[T]` to `[T, hidden]`."""
+        """Return the word embeddings, `[T]` to `[T, embedding width]`."""
         return self.model.embeddings.word_embeddings(input_ids)
 
     def forward(
