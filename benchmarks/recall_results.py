@@ -93,7 +93,8 @@ def draw(groups: list[list[dict]]) -> Figure:
     """Draw the share of right answers as bars: a panel for each task, a row for each contender."""
     tasks = sorted({(runs[0]["length"], runs[0]["pairs"]) for runs in groups})
     names = list(dict.fromkeys(f"{runs[0]['label']}, {runs[0]['steps']:,} steps" for runs in groups))
-    figure, axes = style.new(1, len(tasks), (3.4, 1 + 0.25 * len(names)))
+    width = 3.2 + 0.08 * max(map(len, names)) / len(tasks)  # the first panel has the names beside it
+    figure, axes = style.new(1, len(tasks), (width, 1.2 + 0.25 * len(names)))
     for axis, task in zip(axes[0], tasks):
         for runs in groups:
             if (runs[0]["length"], runs[0]["pairs"]) == task:

@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 
 def main(report: str) -> None:
     """Of the whole page on a desk, and of what a phone shows in the dark, layer 0, head 1."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "figures"
     with sync_playwright() as runner:
         browser = runner.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 900})

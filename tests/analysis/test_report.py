@@ -211,7 +211,7 @@ def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
             "-o must be in a folder",
         ),
         (
-            [ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "report.png"],
+            [ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "figures" / "report.png"],
             "TEXT must be a text in UTF-8, but",
         ),
         ([ROOT / "model_cards" / "gma-shakespeare", "/dev/null"], "TEXT must hold some text, but '/dev/null' does"),
