@@ -55,7 +55,7 @@ $(VENV)/installed-docs: $(VENV)/installed
 	touch $@
 
 docs: $(VENV)/installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	ALL_DOCS=1 $(BIN)/python -m pytest tests/docs/test_site.py tests/docs/test_notebooks.py
 
 # Every table and plot of README.md and docs/, from the JSON in benchmarks/results.

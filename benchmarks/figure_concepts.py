@@ -122,7 +122,7 @@ def memory() -> Figure:
     heads, width, components, layers = 12, 64, 64, 12  # of GPT-2's size, float32
     lengths = [16, 64, 256, 1024, 4096, 16384, 65536]
     cache = {length: 2 * layers * heads * width * length * 4 / 2**20 for length in lengths}
-    state = {length: layers * heads * components * (width + 1) * 4 / 2**20 for length in lengths}
+    state = dict.fromkeys(lengths, layers * heads * components * (width + 1) * 4 / 2**20)
     style.by_tokens(
         sizes, {"softmax: cache": cache, "GMA: state": state}, "The state never grows", "MiB, 12 layers of 12 heads"
     )
