@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 documentation = load(HERE / "blocks.py")
 ROOT, ALL = documentation.ROOT, documentation.blocks()
 EXECUTED = [block for block in ALL if block.language in documentation.RUN and block.not_run_because is None]
+# What stands on two pages runs once
+ONCE = list({(block.language, block.code): block for block in reversed(EXECUTED)}.values())[::-1]
 # What a user would have imported already costs seconds each time. Not gma_hf: a block must import it itself
 PRELOADED = ["datasets", "transformers.trainer", "transformers.models.auto.modeling_auto", "transformers.pipelines"]
 # What the pages of these names need beside the rest
@@ -109,7 +111,7 @@ def run_shell(block, checkout, environment) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", EXECUTED, ids=lambda block: block.name)
+@pytest.mark.parametrize("block", ONCE, ids=lambda block: block.name)
 def test_a_block_runs(block, checkout, environment, processes):
     for library in LIBRARIES.get(block.page, ()):
         pytest.importorskip(library)
