@@ -96,7 +96,7 @@ def run_python(block, checkout, environment, processes) -> tuple[int, str]:
     program.write_text(PROLOGUE.format(folder=str(checkout), environment=environment(block), root=str(ROOT)))
     process = processes.Process(target=runpy.run_path, args=(str(program),), kwargs={"run_name": "__main__"})
     process.start()
-    process.join(timeout=300)
+    process.join(timeout=900)
     if process.is_alive():
         process.kill()
     return process.exitcode, (checkout / "output.txt").read_text(encoding="utf-8", errors="replace")
@@ -105,7 +105,7 @@ def run_python(block, checkout, environment, processes) -> tuple[int, str]:
 def run_shell(block, checkout, environment) -> tuple[int, str]:
     """The block in bash, which ends at the first command that fails."""
     command = [shutil.which("bash"), "-euo", "pipefail", "-c", block.code]
-    choices = {"cwd": checkout, "env": os.environ | environment(block), "stdin": subprocess.DEVNULL, "timeout": 300}
+    choices = {"cwd": checkout, "env": os.environ | environment(block), "stdin": subprocess.DEVNULL, "timeout": 900}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **choices)
     return done.returncode, done.stdout.decode(errors="replace")
 
