@@ -1,5 +1,7 @@
 """The tables of an analysis as plots for a paper."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -44,7 +46,7 @@ def head_plot(table: pd.DataFrame, value: str, label: str) -> Figure:
         axis.set(title=side, xlabel="head", ylabel="layer")
         axis.set_xticks(range(grid.shape[1]), grid.columns)
         axis.set_yticks(range(grid.shape[0]), grid.index)
-    figure.colorbar(image, ax=list(axes), label=label)
+    figure.colorbar(image, ax=list(axes)).set_label(textwrap.fill(label, 34), fontsize=8)
     return figure
 
 
