@@ -15,7 +15,7 @@ STYLES = {"query": "--", "key": "-"}
 
 
 def usage_plot(analysis: Analysis) -> Figure:
-    """Mass of the components of each head, sorted, one panel per layer; keys solid, queries dashed."""
+    """Draw the mass of the components of each head, sorted, one panel per layer; keys solid, queries dashed."""
     layers = analysis.counts.layer_indices
     figure = Figure(figsize=(3.2 * len(layers), 3), layout="constrained")
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
@@ -34,7 +34,7 @@ def usage_plot(analysis: Analysis) -> Figure:
 
 
 def head_plot(table: pd.DataFrame, value: str, label: str) -> Figure:
-    """One figure per layer and head as two maps, of queries and of keys; `table` has one row for each."""
+    """Draw a figure of each layer and head as two maps, of queries and of keys; `table` has one row for each."""
     sides = list(table["side"].unique())
     figure = Figure(figsize=(4 * len(sides), 3.4), layout="constrained")
     axes = figure.subplots(1, len(sides), squeeze=False)[0]
@@ -51,7 +51,7 @@ def head_plot(table: pd.DataFrame, value: str, label: str) -> Figure:
 
 
 def plots(analysis: Analysis) -> dict[str, Figure]:
-    """All of them, by name."""
+    """Return all plots by name."""
     figures = {
         "usage": usage_plot(analysis),
         "entropy": head_plot(analysis.heads, "token_entropy", "entropy of a token's responsibilities (nats)"),
