@@ -134,8 +134,8 @@ def export(model: PreTrainedModel) -> ExportedProgram:
 
 def export_onnx(model: PreTrainedModel, path: str | os.PathLike) -> None:
     """
-    Write `model` as an ONNX file, with the inputs and outputs of `export` by name. The state that comes out has `next.`
-    before its names. This needs `pip install gma-hf[onnx]`.
+    Write `model` as an ONNX file, with the inputs and outputs of `export` by name. The state that comes out has
+    `next.` before its names. This needs `pip install gma-hf[onnx]`.
 
     Raises:
         ValueError: for a model that cannot be exported, see `for_export`.

@@ -115,7 +115,8 @@ class GMAState:
     def __add__(self, other: "GMAState") -> "GMAState":
         """
         Return the sum of the memories and masses of two texts that were read apart, layer by layer. In a network of
-        one layer this is the state of both as one text. Deeper layers keep each text as it was read, without the other.
+        one layer this is the state of both as one text. Deeper layers keep each text as it was read, without the
+        other.
 
         Raises:
             ValueError: for states of another model, of a model whose states do not add up, or of other batch sizes.

@@ -16,8 +16,8 @@ class RoutingCallback(TrainerCallback):
     """
     Log the use of the components at each evaluation, to whatever `report_to` names.
 
-    For each GMA layer it logs how many components are in use (`routing/layer_0/effective_components`), the mean entropy
-    of a token's responsibilities in nats (`.../token_entropy`) and the dead components of all heads
+    For each GMA layer it logs how many components are in use (`routing/layer_0/effective_components`), the mean
+    entropy of a token's responsibilities in nats (`.../token_entropy`) and the dead components of all heads
     (`.../dead_components`). Queries and keys count together, on the first batch that is evaluated, of the first set if
     there are several. It warns where a head reads or writes with hardly more than one component: less than `1 +
     collapse * (K - 1)` effective ones. It does not change what is trained.
