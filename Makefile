@@ -39,6 +39,7 @@ $(VENV)/installed-libraries: $(VENV)/installed
 
 test-libraries: $(VENV)/installed-libraries
 	ALL_LIBRARIES=1 $(BIN)/python -m pytest tests/libraries
+	$(BIN)/python -m pytest tests/docs/test_blocks.py -k adapters
 
 # The suite's core on the oldest Transformers that we admit; then on every version (see noxfile.py), which downloads a
 # torch for each Python, 2 GB or more.
