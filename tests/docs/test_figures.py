@@ -50,7 +50,7 @@ def test_everything_is_shown():
     """No table and no plot is made for nothing, and no picture is missing."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert {name for name in TABLES if f"<!-- table: {name} -->" not in text} == set()
-    shown = set(re.findall(r"figures/([\w-]+)\.png", text))
+    shown = set(re.findall(r"\]\(\S*figures/([\w-]+)\.png\)", text))
     assert set(figures.PLOTS) <= shown
     assert all((figures.FOLDER / f"{name}.png").is_file() for name in shown)
 
