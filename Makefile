@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-kernels test-libraries test-vllm test-oldest test-versions compare lint clean
+.PHONY: demo test test-slow test-kernels test-libraries test-vllm test-oldest test-versions docs figures compare lint clean
 
 # Set up again whenever what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -39,6 +39,7 @@ $(VENV)/installed-libraries: $(VENV)/installed
 
 test-libraries: $(VENV)/installed-libraries
 	ALL_LIBRARIES=1 $(BIN)/python -m pytest tests/libraries
+	$(BIN)/python -m pytest tests/docs/test_blocks.py -k adapters
 
 # In an environment of its own, since vLLM chooses torch and Transformers. The three libraries that come with it do not load
 # beside its torch for CPU.
@@ -60,6 +61,20 @@ test-oldest: $(VENV)/installed
 
 test-versions: $(VENV)/installed
 	$(BIN)/nox
+
+# The manual as a site, in site/; a dead link or a missing reference is an error. Then the site is opened in a browser and
+# the notebooks are run.
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	ALL_DOCS=1 $(BIN)/python -m pytest tests/docs/test_site.py tests/docs/test_notebooks.py
+
+# Every table and plot of README.md and docs/, from the JSON in benchmarks/results.
+figures: $(VENV)/installed
+	$(BIN)/python -m benchmarks.figures
 
 # Every mixer of benchmarks/baselines.py, very small.
 compare: $(VENV)/installed

@@ -1,6 +1,6 @@
 """
 Compare token mixers under one budget: the same data, tokens, schedule and network, the learning rate of each mixer
-chosen on the same grid, several seeds. Writes a table with mean and spread, and learning curves.
+chosen on the same grid, several seeds. Writes a table with mean and spread, and a plot.
 
 WikiText-2 through a BPE of 8,000 (what was run of it: benchmarks/RESULTS.md), IMDB as bytes, ListOps:
 
@@ -277,7 +277,7 @@ def parsed(arguments: list[str]) -> tuple[CompareArguments, TokenizerArguments, 
 
 
 def main(arguments: list[str] | None = None) -> Results:
-    """Run what has not been run; table and curves are of all that the folder holds."""
+    """Run what has not been run; table and plot are of all that the folder holds."""
     args, tokenizer_args, data_args = parsed(sys.argv[1:] if arguments is None else arguments)
     task = TASKS[args.task](tokenizer_args, data_args, args.evaluation_examples)
     check_settings(args, tokenizer_args, data_args)

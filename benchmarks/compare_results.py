@@ -1,4 +1,4 @@
-"""What a comparison of mixers gives: the runs in its folder as a table and as learning curves."""
+"""What a comparison of mixers gives: the runs in its folder as a table and as a plot."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from . import style
 from .compare_cost import Costs
 
 
@@ -33,52 +34,50 @@ def finished(folder: Path, steps: int, mixers: Iterable[str]) -> Results:
     return results
 
 
+def scores_of(results: Results) -> tuple[str, dict[str, list[float]]]:
+    """Return what the score is, and the scores of each mixer by seed, the best mixer first."""
+    is_accuracy = "accuracy" in next(iter(results.values()))[0]
+    scores = {
+        mixer: [100 * run["accuracy"] if is_accuracy else math.exp(run["loss"]) for run in runs]
+        for mixer, runs in results.items()
+    }
+    ranked = sorted(scores, key=lambda mixer: statistics.mean(scores[mixer]), reverse=is_accuracy)
+    return "accuracy, %" if is_accuracy else "perplexity", {mixer: scores[mixer] for mixer in ranked}
+
+
 def table(results: Results, costs: Costs) -> str:
     """
     Return a table in Markdown, best first: perplexity or accuracy, as mean and standard deviation over the seeds, and
     the costs.
     """
-    is_classification = "accuracy" in next(iter(results.values()))[0]
-    score = "accuracy, %" if is_classification else "perplexity"
+    title, scores = scores_of(results)
     lines = [
-        f"| mixer | {score} | seeds | loss | learning rate | parameters | ms per step | MiB of a step |",
+        f"| mixer | {title} | seeds | loss | learning rate | parameters | ms per step | MiB of a step |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    scores_of = {
-        mixer: [100 * run["accuracy"] if is_classification else math.exp(run["loss"]) for run in runs]
-        for mixer, runs in results.items()
-    }
-    ranked = sorted(scores_of, key=lambda mixer: statistics.mean(scores_of[mixer]), reverse=is_classification)
-    for mixer in ranked:
-        runs, scores = results[mixer], scores_of[mixer]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(runs) > 1 else ""
+    for mixer, values in scores.items():
+        runs = results[mixer]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(runs) > 1 else ""
         loss = statistics.mean(run["loss"] for run in runs)
         milliseconds, memory = costs[mixer]["milliseconds"], costs[mixer]["mebibytes"]
         lines.append(
-            f"| {mixer} | {statistics.mean(scores):.2f}{spread} | {len(runs)} | {loss:.4f} | "
+            f"| {mixer} | {statistics.mean(values):.2f}{spread} | {len(runs)} | {loss:.4f} | "
             f"{runs[0]['learning_rate']:g} | {runs[0]['parameters']:,} | {milliseconds:.0f} | {memory:.0f} |"
         )
     return "\n".join(lines)
 
 
 def draw(results: Results) -> Figure:
-    """Draw the training loss by step, mean over the seeds."""
-    plot = Figure(figsize=(7, 5), layout="constrained")
-    axis = plot.subplots()
-    for mixer, runs in results.items():
-        steps = [step for step, _ in runs[0]["curve"]]
-        means = [statistics.mean(values) for values in zip(*([loss for _, loss in run["curve"]] for run in runs))]
-        axis.plot(steps, means, marker="o", markersize=3, label=mixer)
-    axis.set(xlabel="training steps", ylabel="training loss (nats)")
-    axis.legend(fontsize=8)
-    return plot
+    """Draw the score of each mixer, the best first, with a dot for each seed."""
+    title, scores = scores_of(results)
+    return style.scores(f"{title} of {len(scores)} mixers under one budget", list(scores.items()), title)
 
 
 def write(results: Results, costs: Costs, folder: Path) -> None:
-    """Print the table, and write table.md, results.json, costs.json and curves.png."""
+    """Print the table, and write table.md, results.json, costs.json and scores.png."""
     text = table(results, costs)
     print(text)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     (folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results).savefig(folder / "curves.png", dpi=110)
+    style.save(draw(results), folder / "scores.png")

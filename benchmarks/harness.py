@@ -10,13 +10,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import matplotlib
 import torch
 import transformers
 
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from . import style
 
 
 # A figure by contender and by length (tokens), absent where it was left out.
@@ -101,21 +98,12 @@ def table(title: str, figures: Figures, unit: str) -> str:
     return "\n".join(lines)
 
 
-def plot(path: Path, panels: dict[str, tuple[Figures, str]], caption: str) -> None:
+def plot(path: Path, panels: dict[str, tuple[Figures, str]]) -> None:
     """Draw one panel per title, both axes logarithmic: tokens, and the figure in its unit."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
+    figure, axes = style.new(1, len(panels), (4.9, 3.5))
     for axis, (title, (figures, unit)) in zip(axes[0], panels.items()):
-        for name, column in figures.items():
-            points = sorted(column.items())
-            if points:
-                axis.plot(*zip(*points), marker="o", markersize=3, label=name)
-        axis.set(title=title, xlabel="tokens", ylabel=unit, xscale="log", yscale="log")
-        axis.grid(True, which="major", alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.suptitle(caption, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        style.by_tokens(axis, figures, title, unit)
+    style.save(figure, path)
 
 
 def save(folder: Path, name: str, report: dict, panels: dict[str, tuple[Figures, str]]) -> None:
@@ -125,4 +113,4 @@ def save(folder: Path, name: str, report: dict, panels: dict[str, tuple[Figures,
     for title, (figures, unit) in panels.items():
         print(table(title, figures, unit))
     (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot(folder / f"{name}.png", panels, report["machine"])
+    plot(folder / f"{name}.png", panels)

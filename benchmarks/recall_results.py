@@ -5,16 +5,15 @@ import statistics
 from itertools import groupby
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gma_hf.files import whole_file
 
+from . import style
 from .recall_contenders import CONTENDERS
 
 
 ORDER = list(CONTENDERS)
-MARKERS = "osv^D"  # ten colours with each
 
 
 def said(run: dict) -> dict:
@@ -90,56 +89,22 @@ def table(groups: list[list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def contender(runs: list[dict]) -> str:
-    """Return what a line of the plot is of."""
-    return f"{runs[0]['label']}, {runs[0]['steps']:,} steps"
-
-
 def draw(groups: list[list[dict]]) -> Figure:
-    """Draw the share of right answers: above by pairs, below by step of the most pairs; a column for each length."""
-    lengths = sorted({runs[0]["length"] for runs in groups})
-    names = dict.fromkeys(contender(runs) for runs in groups)
-    styles = {
-        name: {"label": name, "color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)]}
-        for number, name in enumerate(names)
-    }
-    width = 1 + 5.5 * len(lengths)
-    columns = max(1, int(14 * width / (8 + max(map(len, names)))))  # of the legend
-    plot = Figure(figsize=(width, 8 + len(names) / columns / 6), layout="constrained")
-    axes = plot.subplots(2, len(lengths), squeeze=False)
-    for (upper, lower), length in zip(axes.T, lengths):
-        of_length = [runs for runs in groups if runs[0]["length"] == length]
-        by_pairs(upper, of_length, styles)
-        upper.set(title=f"{length:,} tokens", xlabel="key-value pairs")
-        most = max(runs[0]["pairs"] for runs in of_length)
-        by_step(lower, [runs for runs in of_length if runs[0]["pairs"] == most], styles)
-        lower.set(title=f"{most} pairs in {length:,} tokens", xlabel="training steps")
-        for axis in (upper, lower):
-            axis.set(ylabel="right, %", ylim=(-1, 101))
-            axis.grid(True, alpha=0.3)
-    lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
-    plot.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=7)
-    return plot
-
-
-def by_pairs(axis: Axes, groups: list[list[dict]], styles: dict[str, dict]) -> None:
-    """Draw the share of right answers by the number of pairs, a line for each contender."""
-    points = {}
-    for runs in groups:
-        points.setdefault(contender(runs), []).append((runs[0]["pairs"], 100 * accuracy(runs)))
-    for name, line in points.items():
-        axis.plot(*zip(*sorted(line)), **styles[name])
-    ticks = sorted({pairs for line in points.values() for pairs, _ in line})
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [str(pairs) for pairs in ticks])
-
-
-def by_step(axis: Axes, groups: list[list[dict]], styles: dict[str, dict]) -> None:
-    """Draw the share of right answers while training, mean over the seeds, a line for each contender."""
-    for runs in groups:
-        steps = [point["step"] for point in runs[0]["curve"]]
-        of_runs = ([100 * point["accuracy"] for point in run["curve"]] for run in runs)
-        axis.plot(steps, [statistics.mean(values) for values in zip(*of_runs)], **styles[contender(runs)])
+    """Draw the share of right answers as bars: a panel for each task, a row for each contender."""
+    tasks = sorted({(runs[0]["length"], runs[0]["pairs"]) for runs in groups})
+    names = list(dict.fromkeys(f"{runs[0]['label']}, {runs[0]['steps']:,} steps" for runs in groups))
+    width = 3.2 + 0.08 * max(map(len, names)) / len(tasks)  # the first panel has the names beside it
+    figure, axes = style.new(1, len(tasks), (width, 1.2 + 0.25 * len(names)))
+    for axis, task in zip(axes[0], tasks):
+        for runs in groups:
+            if (runs[0]["length"], runs[0]["pairs"]) == task:
+                place, share = names.index(f"{runs[0]['label']}, {runs[0]['steps']:,} steps"), 100 * accuracy(runs)
+                axis.barh(place, share, color=style.colour_of(runs[0]["mixer"]), height=0.65)
+                axis.text(min(share + 2, 88), place, f"{share:.0f}", va="center", fontsize=8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [""] * len(names))
+        axis.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 100), xlabel="right answers, %")
+        axis.set_title(f"{task[1]} pairs in {task[0]:,} tokens", fontsize=10, fontweight="bold", loc="left")
+    return figure
 
 
 def write(folder: Path) -> None:
@@ -152,4 +117,4 @@ def write(folder: Path) -> None:
     with whole_file(folder / "recall.json") as unfinished:
         unfinished.write_text(json.dumps(groups, indent=1) + "\n", encoding="utf-8")
     with whole_file(folder / "recall.png") as unfinished:
-        draw(groups).savefig(unfinished, dpi=110)
+        style.save(draw(groups), unfinished)

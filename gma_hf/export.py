@@ -1,6 +1,6 @@
 """
-A model as one graph of tensors, for `torch.export` and ONNX: an encoder as a whole, a decoder as the step that reads
-one token, with the state in and out. Nothing in the graph needs gma_hf to run.
+Write a model as one graph of tensors, for `torch.export` and ONNX. An encoder becomes one graph as a whole. A decoder
+becomes the step that reads one token, with the state in and out. The graph runs without gma_hf.
 """
 
 import os
@@ -36,16 +36,16 @@ class Encoder(nn.Module):
             self.output_names = list(model(**self.example()["inputs"]).keys())
 
     def example(self) -> dict[str, dict[str, Tensor]]:
-        """Arguments of `forward` to trace it with."""
+        """Return arguments of `forward` to trace it with."""
         size, kind = (BATCH, LENGTH), {"dtype": torch.long, "device": self.model.device}
         return {"inputs": {name: torch.ones(size, **kind) for name in self.input_names}}
 
     def dynamic_shapes(self) -> dict[str, dict[str, dict[int, Dim]]]:
-        """Batch and length are left open."""
+        """Return the sizes that are left open: batch and length."""
         return {"inputs": {name: {0: Dim("batch"), 1: Dim("length")} for name in self.input_names}}
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """`input_ids`, `attention_mask`, `token_type_ids` `[batch, N]` to what the model gives (`output_names`)."""
+        """Return what the model gives (`output_names`) for `input_ids`, `attention_mask`, ... `[batch, N]`."""
         return self.model(**inputs).to_tuple()
 
 
@@ -65,7 +65,7 @@ class DecoderStep(nn.Module):
         self.output_names = ["logits", *(f"next.{name}" for name in self.initial_state())]
 
     def initial_state(self, batch: int = 1) -> dict[str, Tensor]:
-        """The state of `batch` rows before the first token."""
+        """Return the state of `batch` rows before the first token."""
         config, device, state = self.model.config, self.model.device, {}
         for index in range(config.num_hidden_layers):
             for name, shape in shapes_of(config).items():
@@ -76,17 +76,17 @@ class DecoderStep(nn.Module):
         return state
 
     def example(self) -> dict[str, Tensor | dict[str, Tensor]]:
-        """Arguments of `forward` to trace it with."""
+        """Return arguments of `forward` to trace it with."""
         ids = torch.ones(BATCH, 1, dtype=torch.long, device=self.model.device)
         return {"input_ids": ids, "state": self.initial_state(BATCH)}
 
     def dynamic_shapes(self) -> dict[str, dict]:
-        """The batch is left open."""
+        """Return the sizes that are left open: the batch."""
         batch = {0: Dim("batch")}
         return {"input_ids": batch, "state": dict.fromkeys(self.initial_state(), batch)}
 
     def forward(self, input_ids: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """One token per row, `[batch, 1]`, and the state before it, to logits `[batch, vocabulary]` and the state."""
+        """Return logits `[batch, vocabulary]` and the next state for a token per row, `[batch, 1]`, and the state."""
         config, position = self.model.config, state.get("position")
         cache = adopt(DynamicCache(config=config), config)
         for index, layer in enumerate(cache.layers):
@@ -100,7 +100,7 @@ class DecoderStep(nn.Module):
 
 def for_export(model: PreTrainedModel) -> Encoder | DecoderStep:
     """
-    The module that is exported for `model`.
+    Return the module that is exported for `model`.
 
     Raises:
         ValueError: for a causal model without a language-model head, or with softmax layers, whose keys and values
@@ -122,8 +122,8 @@ def for_export(model: PreTrainedModel) -> Encoder | DecoderStep:
 
 def export(model: PreTrainedModel) -> ExportedProgram:
     """
-    `model` (in inference, on its device) by `torch.export`: see `Encoder` (bidirectional, batch and length open) and
-    `DecoderStep` (causal, batch open) for what goes in and out.
+    Return the program of `torch.export` for `model`, in inference, on its device. `Encoder` (bidirectional, batch and
+    length open) and `DecoderStep` (causal, batch open) say what goes in and out.
 
     Raises:
         ValueError: for a model that cannot be exported, see `for_export`.
@@ -134,8 +134,8 @@ def export(model: PreTrainedModel) -> ExportedProgram:
 
 def export_onnx(model: PreTrainedModel, path: str | os.PathLike) -> None:
     """
-    `model` as an ONNX file, with the inputs and outputs of `export` by name (what comes out of a state has `next.`
-    before its name). Needs `pip install gma-hf[onnx]`.
+    Write `model` as an ONNX file, with the inputs and outputs of `export` by name. The state that comes out has
+    `next.` before its names. This needs `pip install gma-hf[onnx]`.
 
     Raises:
         ValueError: for a model that cannot be exported, see `for_export`.

@@ -1,4 +1,4 @@
-"""The state after a text, as something to keep in a file, go on from, and add to another."""
+"""The state of a causal model after a text: save it to a file, continue from it, add it to another one."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ FORMAT = "gma_state.1"
 @dataclass(frozen=True, eq=False)
 class GMAState:
     """
-    What a causal model remembers of a text it has read.
+    The state of a causal model after a text: all that it keeps of what it has read.
 
     Args:
         tensors: by name, `layers.i.state` `[batch, heads, K, d_v + 1]` and `layers.i.conv_tail` `[batch, W - 1,
@@ -38,6 +38,11 @@ class GMAState:
     @classmethod
     def from_cache(cls, cache: Cache) -> "GMAState":
         """
+        Return the state that a cache holds, as copies of its tensors.
+
+        Args:
+            cache: the `cache` (before Transformers 5.24 the `past_key_values`) of a model's output.
+
         Raises:
             ValueError: for a cache that no GMA model has written to.
         """
@@ -56,17 +61,17 @@ class GMAState:
 
     @property
     def batch_size(self) -> int:
-        """Rows of the batch."""
+        """Number of rows of the batch."""
         return next(iter(self.tensors.values())).shape[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Number of bytes of all tensors."""
         return sum(x.nbytes for x in self.tensors.values())
 
     def to_cache(self, model: PreTrainedModel, batch_size: int | None = None) -> DynamicCache:
         """
-        A cache for `model` to go on from, on its device and in its dtype (states stay float32).
+        Return a cache from which `model` continues, on its device and in its dtype (states stay float32).
 
         Args:
             model: with or without a head, of the config that the state was written by.
@@ -109,8 +114,9 @@ class GMAState:
 
     def __add__(self, other: "GMAState") -> "GMAState":
         """
-        The memories and masses of two texts that were read apart, layer by layer. In a network of one layer this is
-        the state of both as one text; deeper layers remember each text as it was read, without the other.
+        Return the sum of the memories and masses of two texts that were read apart, layer by layer. In a network of
+        one layer this is the state of both as one text. Deeper layers keep each text as it was read, without the
+        other.
 
         Raises:
             ValueError: for states of another model, of a model whose states do not add up, or of other batch sizes.
@@ -138,7 +144,7 @@ class GMAState:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file; what stood at `path` is replaced in one step, or left as it was."""
+        """Write a safetensors file. What stood at `path` is replaced in one step, or left as it was."""
         path = Path(path)
         tensors = {name: x.contiguous() for name, x in self.tensors.items()}
         content = save(tensors, {**self._metadata(), "digest": self._digest()})
@@ -156,6 +162,8 @@ class GMAState:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "GMAState":
         """
+        Return the state that a file holds.
+
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is not one that `save` has written, whole and unchanged.

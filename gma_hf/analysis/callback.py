@@ -14,12 +14,13 @@ logger = logging.getLogger(__name__)
 
 class RoutingCallback(TrainerCallback):
     """
-    Logs, at each evaluation, to whatever `report_to` names: per GMA layer how many components are in use
-    (`routing/layer_0/effective_components`), the mean entropy of a token's responsibilities in nats
-    (`.../token_entropy`) and the dead components of all heads (`.../dead_components`), queries and keys together, on
-    the first batch that is evaluated (of the first set, if there are several). Warns where a head reads or writes with
-    hardly more than one component: less than `1 + collapse * (K - 1)` effective ones. It does not change what is
-    trained.
+    Log the use of the components at each evaluation, to whatever `report_to` names.
+
+    For each GMA layer it logs how many components are in use (`routing/layer_0/effective_components`), the mean
+    entropy of a token's responsibilities in nats (`.../token_entropy`) and the dead components of all heads
+    (`.../dead_components`). Queries and keys count together, on the first batch that is evaluated, of the first set if
+    there are several. It warns where a head reads or writes with hardly more than one component: less than `1 +
+    collapse * (K - 1)` effective ones. It does not change what is trained.
 
     Args:
         trainer: the `Trainer` whose logs are used; `trainer.add_callback(RoutingCallback(trainer))`.

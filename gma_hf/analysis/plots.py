@@ -1,5 +1,7 @@
 """The tables of an analysis as plots for a paper."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -13,7 +15,7 @@ STYLES = {"query": "--", "key": "-"}
 
 
 def usage_plot(analysis: Analysis) -> Figure:
-    """Mass of the components of each head, sorted, one panel per layer; keys solid, queries dashed."""
+    """Draw the mass of the components of each head, sorted, one panel per layer; keys solid, queries dashed."""
     layers = analysis.counts.layer_indices
     figure = Figure(figsize=(3.2 * len(layers), 3), layout="constrained")
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
@@ -32,7 +34,7 @@ def usage_plot(analysis: Analysis) -> Figure:
 
 
 def head_plot(table: pd.DataFrame, value: str, label: str) -> Figure:
-    """One figure per layer and head as two maps, of queries and of keys; `table` has one row for each."""
+    """Draw a figure of each layer and head as two maps, of queries and of keys; `table` has one row for each."""
     sides = list(table["side"].unique())
     figure = Figure(figsize=(4 * len(sides), 3.4), layout="constrained")
     axes = figure.subplots(1, len(sides), squeeze=False)[0]
@@ -44,12 +46,12 @@ def head_plot(table: pd.DataFrame, value: str, label: str) -> Figure:
         axis.set(title=side, xlabel="head", ylabel="layer")
         axis.set_xticks(range(grid.shape[1]), grid.columns)
         axis.set_yticks(range(grid.shape[0]), grid.index)
-    figure.colorbar(image, ax=list(axes), label=label)
+    figure.colorbar(image, ax=list(axes)).set_label(textwrap.fill(label, 34), fontsize=8)
     return figure
 
 
 def plots(analysis: Analysis) -> dict[str, Figure]:
-    """All of them, by name."""
+    """Return all plots by name."""
     figures = {
         "usage": usage_plot(analysis),
         "entropy": head_plot(analysis.heads, "token_entropy", "entropy of a token's responsibilities (nats)"),

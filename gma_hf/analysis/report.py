@@ -19,7 +19,8 @@ from .theory import affinity_properties, gradient_error, observed_sensitivity, o
 SHOWN_TOKENS = 256  # of the text, at most: the figures of the theory grow with their square
 TOP = 5  # responsibilities of a token that are kept
 SENTENCE_TOKENS, SENTENCES = 48, 6  # whose affinity is shown
-SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
+WORD_SENTENCE_TOKENS = 240  # of a model of characters, whose affinity is shown by words
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 MOVE = 0.1  # how far queries and keys are moved, over their mean length
 
 
@@ -53,9 +54,15 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
         raise ValueError("`text` must hold some text at its beginning, but there is none.")
     batch = _read(analysis, beginning, shown_tokens)
     inputs = mixer_inputs(model, counts.layer_indices, [batch])
+    texts = [analysis.texts[index] for index in batch["input_ids"][0].tolist()]
+    words = words_of(texts) if is_of_characters(texts) else None
     attention_of = {index: model.base_model.layers[index].attention for index in counts.layer_indices}
-    layers = [_layer(attention_of[index], *inputs[index][0]) for index in counts.layer_indices]
-    return {
+    layers = [_layer(attention_of[index], *inputs[index][0], words) for index in counts.layer_indices]
+    by_words = {}
+    if words is not None:
+        by_words["words"] = _decoded(analysis, batch, words)
+        by_words["word_routing"] = [layer["word_routing"] for layer in layers]
+    return by_words | {
         "name": name,
         "tokens_read": counts.tokens,
         "layers": counts.layer_indices,
@@ -63,7 +70,7 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
         "components": counts.components,
         "sides": list(SIDES),
         "is_causal": model.config.is_causal,
-        "text": [analysis.texts[index] for index in batch["input_ids"][0].tolist()],
+        "text": texts,
         "routing": [layer["routing"] for layer in layers],
         "map": [layer["map"] for layer in layers],
         "mass": _rounded(counts.mass / counts.tokens, 5),
@@ -74,20 +81,52 @@ def report_data(analysis: Analysis, text: str, name: str, shown_tokens: int) -> 
         "alignment": _records(analysis.alignment),
         "top_tokens": _by_component(analysis.top_tokens(8), ["text", "count", "lift"]),
         "examples": _by_component(analysis.examples(), ["before", "text", "after", "responsibility"]),
-        "sentences": _sentences(analysis, beginning),
+        "sentences": _sentences(analysis, beginning, words is not None),
     }
 
 
-def _layer(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-    """Largest responsibilities of the shown tokens, and a map of tokens and components."""
-    routing, maps = [], []
+def is_of_characters(texts: list[str]) -> bool:
+    """Return whether the tokens of a text are characters or bytes, so that words are what to look at."""
+    return sum(len(text) == 1 for text in texts) > 0.9 * len(texts) > 0
+
+
+def words_of(texts: list[str]) -> torch.Tensor:
+    """Return the number of the word that each token is of, `[T]`; white space belongs to the word before it."""
+    starts = [not text.isspace() and (not index or texts[index - 1].isspace()) for index, text in enumerate(texts)]
+    return (torch.tensor(starts).cumsum(0) - 1).clamp_min(0)
+
+
+def _decoded(analysis: Analysis, batch: dict[str, torch.Tensor], words: torch.Tensor) -> list[str]:
+    """Return the text of each word."""
+    ids = batch["input_ids"][0]
+    return [analysis.tokenizer.decode(ids[words == word].tolist()) for word in range(int(words.max()) + 1)]
+
+
+def _by_words(values: torch.Tensor, words: torch.Tensor, is_mean: bool) -> torch.Tensor:
+    """Return the sum or the mean over the tokens of each word, `[..., T, X]` to `[..., W, X]`."""
+    members = torch.nn.functional.one_hot(words).to(values.dtype).T.to(values.device)
+    return (members / members.sum(1, keepdim=True) if is_mean else members) @ values
+
+
+def _largest(gamma: torch.Tensor) -> dict[str, Any]:
+    """Return the largest responsibilities of `[H, T, K]`, and of which components they are."""
+    values, places = gamma.topk(min(TOP, gamma.shape[-1]), dim=-1)  # [H, T, TOP]
+    return {"component": places.tolist(), "value": _rounded(values, 4)}
+
+
+def _layer(
+    attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor, words: torch.Tensor | None
+) -> dict[str, Any]:
+    """Return the largest responsibilities of the shown tokens and words, and a map of tokens and components."""
+    routing, by_words, maps = [], [], []
     heads, _ = attention.project(hidden_states, Documents(mask), {})
     gammas = attention(hidden_states, Documents(mask), output_responsibilities=True).responsibilities
     for gamma, vector in zip(gammas, (heads.queries, heads.keys)):
-        values, places = gamma[0].topk(min(TOP, gamma.shape[-1]), dim=-1)  # [H, T, TOP]
-        routing.append({"component": places.tolist(), "value": _rounded(values, 4)})
+        routing.append(_largest(gamma[0]))
+        if words is not None:
+            by_words.append(_largest(_by_words(gamma[0], words, is_mean=True)))
         maps.append([_plane(means, x) for means, x in zip(attention.mixture.components().means, vector[0])])
-    return {"routing": routing, "map": maps}
+    return {"routing": routing, "word_routing": by_words, "map": maps}
 
 
 def _theory(attention: torch.nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
@@ -125,20 +164,40 @@ def _read(analysis: Analysis, text: str, tokens: int) -> dict[str, torch.Tensor]
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-def _sentences(analysis: Analysis, text: str) -> list[dict[str, Any]]:
-    """The first sentences of a text, each read alone, with the affinity of its tokens, `[layers][heads][N][N]`."""
-    pieces = []
-    for sentence in [part for part in SENTENCE_END.split(text) if part.strip()][:SENTENCES]:
-        batch = _read(analysis, sentence, SENTENCE_TOKENS)
-        affinity = []
-        for index, ((hidden_states, mask),) in mixer_inputs(
-            analysis.model, analysis.counts.layer_indices, [batch]
-        ).items():
-            attention = analysis.model.base_model.layers[index].attention
-            weights = attention(hidden_states, Documents(mask), output_attentions=True).affinity
-            affinity.append(_rounded(weights[0], 3))
-        pieces.append({"text": [analysis.texts[id_] for id_ in batch["input_ids"][0].tolist()], "affinity": affinity})
-    return pieces
+def first_sentences(text: str) -> list[str]:
+    """
+    Return the first sentences of a text, real ones first: of six words or more, from a capital letter to a full stop,
+    a question mark or an exclamation mark. Headings, and what the beginning of the text has cut off, come last.
+    """
+    parts = [part.strip() for part in SENTENCE_END.split(text) if part.strip()]
+    real = [part for part in parts if len(part.split()) >= 6 and part[0].isupper() and part[-1] in ".!?"]
+    return (real + [part for part in parts if part not in real])[:SENTENCES]
+
+
+def _sentences(analysis: Analysis, text: str, has_words: bool) -> list[dict[str, Any]]:
+    """
+    Return sentences of a text, each read alone, with the affinity of its tokens, `[layers][heads][N][N]`, and for a
+    model of characters that of its words: what the tokens of a word read of all tokens of another, on average.
+    """
+    return [_sentence(analysis, sentence, has_words) for sentence in first_sentences(text)]
+
+
+def _sentence(analysis: Analysis, sentence: str, has_words: bool) -> dict[str, Any]:
+    """Return one of `_sentences`."""
+    batch = _read(analysis, sentence, WORD_SENTENCE_TOKENS if has_words else SENTENCE_TOKENS)
+    texts = [analysis.texts[index] for index in batch["input_ids"][0].tolist()]
+    words, by_tokens, by_words = words_of(texts), [], []
+    for index, ((hidden_states, mask),) in mixer_inputs(
+        analysis.model, analysis.counts.layer_indices, [batch]
+    ).items():
+        attention = analysis.model.base_model.layers[index].attention
+        weights = attention(hidden_states, Documents(mask), output_attentions=True).affinity[0]
+        by_tokens.append(_rounded(weights[:, :SENTENCE_TOKENS, :SENTENCE_TOKENS], 3))
+        if has_words:
+            read = _by_words(weights.transpose(-1, -2), words, is_mean=False).transpose(-1, -2)
+            by_words.append(_rounded(_by_words(read, words, is_mean=True), 3))
+    piece = {"text": texts[:SENTENCE_TOKENS], "affinity": by_tokens}
+    return piece | ({"words": _decoded(analysis, batch, words), "word_affinity": by_words} if has_words else {})
 
 
 def _nearest(distances: torch.Tensor) -> list[list]:

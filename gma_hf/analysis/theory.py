@@ -31,6 +31,7 @@ def score_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
 
 def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     """
+    Return the gradients of responsibilities by their input,
     `d gamma_k / d x = sum_l gamma_k (delta_kl - gamma_l) d s_l / d x`.
 
     Args:
@@ -46,6 +47,7 @@ def responsibility_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
 
 def mean_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
     """
+    Return the gradients of responsibilities by the means,
     `d gamma_k / d mu_l = gamma_k (delta_kl - gamma_l) (x - mu_l) / sigma_l^2`, summed over tokens.
 
     Args:
@@ -62,8 +64,8 @@ def mean_gradients(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
 
 def routing_sensitivity(mixture: Mixture, x: torch.Tensor, radius: float) -> torch.Tensor:
     """
-    The local routing stability bound: how far the responsibilities can move, in the sum of absolute differences, when
-    x moves by at most `radius`,
+    Return the local routing stability bound: how far the responsibilities can move, in the sum of absolute
+    differences, when x moves by at most `radius`,
 
         `|gamma(x + d) - gamma(x)|_1 <= radius / 2 max_kl (|g_k - g_l| + radius / 2 max_i |p_ki - p_li|)`
 
@@ -90,8 +92,8 @@ def observed_sensitivity(
     mixture: Mixture, x: torch.Tensor, radius: float, directions: int = 16, seed: int = 0
 ) -> torch.Tensor:
     """
-    How far the responsibilities do move: the largest of as many random moves of this length, and of the two along the
-    direction in which they change fastest.
+    Return how far the responsibilities do move: the largest of as many random moves of this length, and of the two
+    along the direction in which they change fastest.
 
     Returns:
         `[H, N]`, to be held against `routing_sensitivity`.
@@ -106,7 +108,7 @@ def observed_sensitivity(
 
 
 def gradient_error(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
-    """How far `responsibility_gradients` and `mean_gradients` are from autograd, over their size: `[H]`."""
+    """Return how far `responsibility_gradients` and `mean_gradients` are from autograd, over their size, `[H]`."""
     with torch.enable_grad():
         x, means = x.detach().requires_grad_(), mixture.means.detach().requires_grad_()
         gamma = responsibilities_of(mixture._replace(means=means), x).sum(dim=1)  # tokens do not depend on each other
@@ -125,9 +127,9 @@ def gradient_error(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
 
 def affinity_properties(affinity: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    Of affinities `[..., N, N]` (`output_attentions=True`): `rank`, at most K in a bidirectional model (where a causal
-    mask cuts the product, it says nothing); `smallest` entry, not negative; `smallest_row_sum` and `largest_row_sum`,
-    one but for eps and what a cache holds. Each `[...]`.
+    Return properties of affinities `[..., N, N]` (`output_attentions=True`), each `[...]`: `rank`, at most K in a
+    bidirectional model (where a causal mask cuts the product, it says nothing); `smallest` entry, not negative;
+    `smallest_row_sum` and `largest_row_sum`, one but for eps and what a cache holds.
     """
     affinity = affinity.detach().double()
     sums = affinity.sum(-1)

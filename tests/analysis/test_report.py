@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
+from gma_hf.analysis import analyze
+from gma_hf.analysis.plots import plots
+from gma_hf.analysis.report import SENTENCE_TOKENS, first_sentences, words_of
 from gma_hf.cli import app
 
 
@@ -107,12 +109,18 @@ def routed(made):
     _, checkpoint = made
     model, tokenizer = AutoModel.from_pretrained(checkpoint).float(), AutoTokenizer.from_pretrained(checkpoint)
     text = text_of(checkpoint).read_text()
-    sentence = next(part for part in re.split(r"(?<=[.!?:;])\s+|\n+", text) if part.strip())
+    sentence = first_sentences(text[: 20 * 128])[0]
     shown = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
-    sentence = tokenizer(sentence, truncation=True, max_length=48, return_tensors="pt")
+    sentence = tokenizer(sentence, truncation=True, max_length=SENTENCE_TOKENS, return_tensors="pt")
     with torch.no_grad():
         outputs = model(shown["input_ids"], output_responsibilities=True)
         return outputs.responsibilities, model(sentence["input_ids"], output_attentions=True).attentions
+
+
+def by_tokens(page):
+    """Show the tokens of a model of characters, which are put together to words at first."""
+    if page.locator("#unit-label").is_visible():
+        page.select_option("#unit", "characters")
 
 
 def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
@@ -120,6 +128,7 @@ def test_what_it_shows_is_what_the_model_gave(made, routed, browser):
     page.select_option("#layer", "1")
     page.select_option("#head", "2")
     page.select_option("#side", "0")
+    by_tokens(page)
     (responsibilities, affinities) = routed
     gamma = responsibilities[1][0][0, 2]
     page.hover(".token >> nth=17")
@@ -167,11 +176,12 @@ def test_by_keyboard_in_the_dark_and_on_a_phone(made, browser):
     page = open_page(browser, made[0], color_scheme="dark", viewport={"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+    by_tokens(page)
     page.focus(".token >> nth=0")
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     assert page.inner_text("#detail").startswith("Token 4:")
-    assert "the bound from means and variances is" in page.inner_text("#theory")
+    assert "As promised." in page.inner_text("#theory") and "report it" not in page.inner_text("#theory")
     page.click(".token >> nth=0")  # what is tapped is told where it can be seen
     box = page.locator("#detail").bounding_box()
     assert page.inner_text("#detail").startswith("Token 1:") and 0 <= box["y"] <= 801 - box["height"]
@@ -198,8 +208,71 @@ def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
         limits = ["--sequence-length", 1000, "--max-tokens", read, "--force"]
         assert run(checkpoint, text, "-o", tmp_path / "report.html", *limits).exit_code == 0
         page = open_page(browser, tmp_path)
+        by_tokens(page)
         assert page.locator(".token").count() == shown
         assert page.inner_text("#shown") == f"The first {shown} tokens of the text."
+
+
+def test_words_of_a_model_of_bytes(made, routed, browser):
+    """Put together by the mean over their characters; the affinity is that of the whole sentence."""
+    folder, checkpoint = made
+    if checkpoint.name != ALWAYS:
+        pytest.skip("one will do")
+    page = open_page(browser, folder)
+    page.select_option("#layer", "1")
+    page.select_option("#head", "2")
+    characters = list(text_of(checkpoint).read_text()[:128])
+    words = words_of(characters)
+    shown = page.locator(".token").all()
+    assert len(shown) == int(words.max()) + 1
+    gamma = routed[0][1][1][0, 2]
+    expected = [gamma[: len(words)][words == word].mean(0).argmax().item() for word in range(len(shown))]
+    assert [int(word.get_attribute("data-component")) for word in shown] == expected
+    page.click(".token >> nth=2")
+    assert page.inner_text("#detail").startswith("Word 3:")
+    assert shown[2].inner_text().split("␣")[0] in page.inner_text("#words")
+    sentence = page.locator("#piece option").first.inner_text().removeprefix("1: ")
+    assert sentence[0].isupper() and len(sentence.split()) >= 6
+    page.click("#affinity tr >> nth=3 >> th button")
+    assert page.inner_text("#reads").startswith("Word 4, ")
+    rows = page.locator("#affinity tr").all()
+    weights = [float(cell.get_attribute("data-weight")) for cell in rows[3].locator("td").all()]
+    assert len(weights) == len(rows) and sum(weights) == pytest.approx(1, abs=0.02)
+
+
+def test_the_page_explains_itself(made, browser):
+    page = open_page(browser, made[0])
+    assert "responsibilities" in page.inner_text("#introduction")
+    figures = page.locator("#figures tr").all()
+    assert len(figures) == 5
+    assert all(len(row.locator("td").all()) == 2 and len(row.locator("td").last.inner_text()) > 4 for row in figures)
+    assert page.locator("#theory li").count() == 3
+    boxes = [number.bounding_box() for number in page.locator("#map .number").all()]
+    for index, one in enumerate(boxes):
+        for other in boxes[:index]:
+            apart = abs(one["x"] - other["x"]) >= min(one["width"], other["width"])
+            assert apart or abs(one["y"] - other["y"]) >= 0.7 * one["height"], "numbers stand on each other"
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("ACT I\n\nCaesar crossed the river on that day. He", "Caesar crossed the river on that day."),
+        ("and so on. The whole army had crossed the river. ", "The whole army had crossed the river."),
+        ("no sentence here", "no sentence here"),
+    ],
+)
+def test_a_real_sentence_comes_first(text, first):
+    assert first_sentences(text)[0] == first
+
+
+def test_labels_of_colour_bars_are_whole(planted, planted_text, character_tokenizer):
+    analysis = analyze(planted, character_tokenizer, [planted_text[:500]], progress=False)
+    for name, figure in plots(analysis).items():
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            label = axis.yaxis.label.get_window_extent()
+            assert label.y0 >= 0 and label.y1 <= figure.bbox.height and label.x1 <= figure.bbox.width, name
 
 
 @pytest.mark.parametrize(
@@ -211,7 +284,7 @@ def test_no_more_is_shown_than_a_page_holds(tmp_path, browser):
             "-o must be in a folder",
         ),
         (
-            [ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "report.png"],
+            [ROOT / "model_cards" / "gma-shakespeare", ROOT / "docs" / "figures" / "report.png"],
             "TEXT must be a text in UTF-8, but",
         ),
         ([ROOT / "model_cards" / "gma-shakespeare", "/dev/null"], "TEXT must hold some text, but '/dev/null' does"),

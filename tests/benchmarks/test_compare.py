@@ -62,7 +62,7 @@ def test_runs_chooses_a_rate_and_goes_on(tmp_path, monkeypatch, trainings):
     assert not torch.equal(starts["gma", 0], starts["gma", 1])
     table = (tmp_path / "table.md").read_text()
     assert table.count("±") == 2 and f"{results['gma'][0]['parameters']:,}" in table
-    assert (tmp_path / "curves.png").stat().st_size > 5_000
+    assert (tmp_path / "scores.png").stat().st_size > 5_000
     costs = json.loads((tmp_path / "costs.json").read_text())
     for mixer in results:
         assert f"| {costs[mixer]['milliseconds']:.0f} | {costs[mixer]['mebibytes']:.0f} |" in table
