@@ -27,6 +27,7 @@ with extra("train", "Distillation"):
     from scipy.stats import spearmanr
 
 Inputs = dict[str, Tensor]
+TOKEN_WEIGHT = 0.5  # of the hidden states of the tokens, beside the embedding of the text
 
 
 class Comparison(NamedTuple):
@@ -175,7 +176,7 @@ class EmbeddingObjective(Objective):
             ours = mean_embedding(states, mask)
         similarity = F.mse_loss(ours @ ours.T, theirs @ theirs.T)
         of_tokens = relative_error(states, their_states, mask)
-        loss = 1 - (ours * theirs).sum(dim=-1).mean() + similarity + TOKEN_WEIGHT * of_tokens
+        loss = 1 - cosine(ours, theirs).mean() + similarity + TOKEN_WEIGHT * of_tokens
         return Comparison(loss, (ours.float(), theirs.float()))
 
     def figures(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -183,9 +184,6 @@ class EmbeddingObjective(Objective):
         shifts = (1, max(len(ours) // 2, 1))
         similarities = [torch.cat([cosine(x, x.roll(-shift, 0)) for shift in shifts]) for x in (ours, theirs)]
         return {"spearman": float(spearmanr(*similarities).statistic), "cosine": float(cosine(ours, theirs).mean())}
-
-
-TOKEN_WEIGHT = 0.0
 
 
 def objective_for(model: GMAPreTrainedModel, source_weight: float) -> Objective:
