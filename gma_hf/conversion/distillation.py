@@ -237,7 +237,9 @@ def distill(
     found = Distillation([], {}, [], second.objective.metrics)
 
     def measure(name: str, of_source: bool = False, with_layers: bool = False) -> None:
-        found.rows.append({"model": name, **second.figures(of_source)})
+        figures = second.figures(of_source)
+        second.log_metrics(name, figures)
+        found.rows.append({"model": name, **figures})
         if with_layers:
             found.layer_errors[name] = layer_errors(first)
 

@@ -181,9 +181,12 @@ class EmbeddingObjective(Objective):
 
     def figures(self, prediction: EvalPrediction) -> dict[str, float]:
         ours, theirs = map(torch.as_tensor, prediction.predictions)
-        shifts = (1, max(len(ours) // 2, 1))
-        similarities = [torch.cat([cosine(x, x.roll(-shift, 0)) for shift in shifts]) for x in (ours, theirs)]
-        return {"spearman": float(spearmanr(*similarities).statistic), "cosine": float(cosine(ours, theirs).mean())}
+        figures = {"spearman": math.nan, "cosine": float(cosine(ours, theirs).mean())}
+        if len(ours) > 2:  # else there is one pair alone, which has no rank
+            shifts = (1, len(ours) // 2)
+            similarities = [torch.cat([cosine(x, x.roll(-shift, 0)) for shift in shifts]) for x in (ours, theirs)]
+            figures["spearman"] = float(spearmanr(*similarities).statistic)
+        return figures
 
 
 def objective_for(model: GMAPreTrainedModel, source_weight: float) -> Objective:

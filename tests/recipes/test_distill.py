@@ -183,10 +183,10 @@ def test_documents_longer_than_the_source_reads(tmp_path):
     distill.main(arguments(source, tmp_path / "short", "--stage1_steps", 1, "--max_steps", 1))
     longer = ["--start_from", tmp_path / "short", "--max_position_embeddings", 200, "--stage1_steps", 0]
     longer += ["--max_sentences", 60, "--max_documents", 20, "--max_validation_documents", 4, "--max_steps", 8]
-    longer += ["--eval_strategy", "steps", "--eval_steps", 4, "--learning_rate", 3e-3]
+    longer += ["--validation_fraction", 0.2, "--eval_strategy", "steps", "--eval_steps", 4, "--learning_rate", 3e-3]
     articles = tmp_path / "articles.json"
     paragraphs = TEXT.read_text().split("\n\n")
-    articles.write_text("\n".join(json.dumps({"text": "\n".join(paragraphs[i : i + 9])}) for i in range(0, 90, 9)))
+    articles.write_text("\n".join(json.dumps({"text": "\n".join(paragraphs[i : i + 4])}) for i in range(0, 100, 4)))
     rows = distill.main(arguments(source, tmp_path / "out", "--train_file", articles, *longer))
     assert [row["model"] for row in rows] == ["source", "converted", "after stage 2"]
     assert set(rows[0]) == {"model"} | {f"{kind}_{name}" for kind in KINDS_OF_TEXT for name in ("spearman", "cosine")}
