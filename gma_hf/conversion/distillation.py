@@ -21,7 +21,7 @@ from transformers.utils import logging
 from ..checkpoints import expect_tied_weights, last_checkpoint, load_weights
 from ..errors import extra
 from ..model.modeling_gma import GMAPreTrainedModel
-from .objectives import Comparison, LayerObjective, objective_for
+from .objectives import Comparison, LayerObjective, Objective, objective_for
 from .teacher import Teacher
 
 
@@ -227,13 +227,13 @@ def distill(
     """
     teacher = Teacher(source, processing_class, args.window_size, args.window_overlap)
     common = {"model": model, "source": teacher, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    common |= {"processing_class": processing_class, "data_collator": data_collator, "callbacks": callbacks}
-    output = Path(args.output_dir)
-    steps = {"max_steps": args.stage1_steps, "learning_rate": args.stage1_learning_rate}
-    first = DistillationTrainer(
-        args=replace(args, output_dir=str(output / "stage1"), **steps), stage="layers", **common
+    common |= {"processing_class": processing_class, "data_collator": data_collator}
+    second = DistillationTrainer(
+        args=replace(args, output_dir=str(Path(args.output_dir) / "stage2")), callbacks=callbacks, **common
     )
-    second = DistillationTrainer(args=replace(args, output_dir=str(output / "stage2")), **common)
+    first = DistillationTrainer(
+        args=first_stage(args, second.objective), stage="layers", callbacks=copy.deepcopy(callbacks), **common
+    )
     found = Distillation([], {}, [], second.objective.metrics)
 
     def measure(name: str, of_source: bool = False, with_layers: bool = False) -> None:
@@ -251,6 +251,16 @@ def distill(
     found.seconds.append(run_stage(second))
     measure("after stage 2")
     return found
+
+
+def first_stage(args: DistillationArguments, objective: Objective) -> DistillationArguments:
+    """Return the arguments of the first stage; its best model is that of the least loss, by whatever figure later."""
+    own = {"max_steps": args.stage1_steps, "learning_rate": args.stage1_learning_rate}
+    own["output_dir"] = str(Path(args.output_dir) / "stage1")
+    best = args.metric_for_best_model or ""
+    if name := next((name for name in objective.metrics if best.endswith(name)), None):
+        own |= {"metric_for_best_model": f"{best.removesuffix(name)}loss", "greater_is_better": False}
+    return replace(args, **own)
 
 
 def layer_errors(trainer: DistillationTrainer) -> list[float]:
