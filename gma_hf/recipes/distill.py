@@ -38,6 +38,7 @@ from ..conversion.objectives import objective_for
 from ..conversion.positions import extend_positions
 from ..conversion.source import open_tokenizer
 from ..files import whole_file
+from ..hub.find import check_checkpoint
 from ..hub.modules import copy_modules, find_modules
 from ..model.modeling_gma import GMAPreTrainedModel
 from ..session import longest_text
@@ -136,7 +137,7 @@ def make_examples(
 ) -> tuple[Dataset, Dataset | DatasetDict]:
     """Return what is trained on, and what is validated on, by the head of the source."""
     positions, texts = check_lengths(args, data_args, source), load_text(data_args)
-    if source.can_generate() or source.get_output_embeddings() is not None:
+    if source.get_output_embeddings() is not None:
         blocks = language_blocks(texts, data_args, tokenizer, source.config.is_causal, args.max_validation)
         return blocks["train"], blocks["validation"]
     most = {"train": args.max_sentences, "validation": args.max_validation}
@@ -150,14 +151,20 @@ def make_examples(
 
 
 def open_student(source: GMAPreTrainedModel, args: ConversionArguments, examples: Dataset) -> GMAPreTrainedModel:
-    """Return what is distilled, in float32: a conversion of the source, or what was distilled of it before."""
+    """
+    Return what is distilled, in float32: a conversion of the source, or what was distilled of it before.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or positions or fields of the mixer are wrong.
+    """
     mixer = json_fields("mixer", args.mixer, args.mixer)
     if args.start_from is not None:
+        check_checkpoint(args.start_from, "`start_from`")
         model = type(source).from_pretrained(args.start_from, dtype=torch.float32, **mixer)
         if args.max_position_embeddings is not None:
             extend_positions(model, args.max_position_embeddings)
         return model
-    few = examples.shuffle(seed=0).take(min(args.calibration_texts, len(examples)))
+    few = examples.take(min(args.calibration_texts, len(examples)))  # sentences, where there are documents too
     return convert_checkpoint(
         args.source,
         layers=args.layers,

@@ -172,6 +172,8 @@ def test_wrong_input_is_refused(tmp_path):
         distill.main(arguments(source, tmp_path / "out", "--train_file", tmp_path / "none.txt"))
     with pytest.raises(ValueError, match="`layers` must"):
         distill.main(arguments(source, tmp_path / "out", "--layers", "none"))
+    with pytest.raises(ValueError, match="`start_from` is 'no/such', but there is no such folder"):
+        distill.main(arguments(source, tmp_path / "out", "--start_from", "no/such"))
     with pytest.raises(ValueError, match="`max_train_samples` must be at least 1, but it is 0"):
         distill.main(arguments(source, tmp_path / "out", "--max_train_samples", 0))
     assert not (tmp_path / "out").exists()
