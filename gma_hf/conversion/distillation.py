@@ -52,6 +52,10 @@ class DistillationArguments(TrainingArguments):
         default=0.5,
         metadata={"help": "Share of the source's distribution in a language model's loss; the rest is the task's."},
     )
+    pooling: str = field(
+        default="mean",
+        metadata={"help": "How an encoder makes one embedding of its tokens': mean, or cls, the first token's."},
+    )
     window_size: int | None = field(
         default=None,
         metadata={"help": "Tokens that the source reads at once of longer texts; its number of positions by default."},
@@ -68,7 +72,7 @@ class DistillationTrainer(Trainer):
     In the stage "layers" each GMA layer learns to give what the softmax layer in its place gives for the source's own
     hidden states; the rest is frozen while it trains. In the stage "outputs" the whole model learns what the source
     gives: a language model the distribution over the next or the masked token, an encoder without a head the
-    embedding, the mean over a text's tokens. Dropout is off while it trains, since the source answers without.
+    embedding of a text, by `args.pooling`. Dropout is off while it trains, since the source answers without.
 
     Texts that the source has no room for are read by it in overlapping windows: a token learns from the window that
     holds most of its context, the embedding of a text from the mean over its windows.
@@ -108,7 +112,7 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"`stage` must be layers or outputs, but it is {stage!r}.")
         if "gma" not in model.config.layer_types:
             raise ValueError(f"`model` must have at least one GMA layer, but it has {model.config.layer_types}.")
-        self.stage, self.objective = stage, objective_for(model, args.source_weight)
+        self.stage, self.objective = stage, objective_for(model, args.source_weight, args.pooling)
         if stage == "layers":
             self.objective = LayerObjective(model, self.objective)
         if args.ddp_find_unused_parameters is None:  # of the first stage, the outputs depend on none

@@ -20,7 +20,7 @@ from transformers import (
 from ..errors import extra
 from ..model.attention_gma import MixerOutput
 from ..model.modeling_gma import GMAForCausalLM, GMAForMaskedLM, GMAModel, GMAPreTrainedModel
-from .teacher import Teacher, mean_embedding, real_tokens
+from .teacher import Teacher, pool, real_tokens
 
 
 with extra("train", "Distillation"):
@@ -156,8 +156,8 @@ class LanguageModelObjective(Objective):
 
 class EmbeddingObjective(Objective):
     """
-    The source's embedding of a text, the mean of the last hidden states over its tokens, of length one; its
-    similarities with the others of the batch; and the hidden states themselves.
+    The source's embedding of a text, made of the last hidden states of its tokens, of length one; its similarities
+    with the others of the batch; and the hidden states themselves.
     """
 
     metrics = {
@@ -166,14 +166,19 @@ class EmbeddingObjective(Objective):
         "cosine": "mean cosine similarity with the source's embedding",
     }
 
+    def __init__(self, pooling: str):
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"`pooling` must be mean or cls, but it is {pooling!r}.")
+        self.pooling = pooling
+
     def compare(self, model: nn.Module | None, inputs: Inputs, teacher: Teacher) -> Comparison:
-        theirs, their_states = teacher.embeddings(inputs)
+        theirs, their_states = teacher.embeddings(inputs, self.pooling)
         mask = real_tokens(inputs)
         if model is None:
             ours, states = theirs, their_states
         else:
             states = model(**{name: x for name, x in inputs.items() if name != "labels"}).last_hidden_state
-            ours = mean_embedding(states, mask)
+            ours = pool(states, mask, self.pooling)
         similarity = F.mse_loss(ours @ ours.T, theirs @ theirs.T)
         of_tokens = relative_error(states, their_states, mask)
         loss = 1 - cosine(ours, theirs).mean() + similarity + TOKEN_WEIGHT * of_tokens
@@ -189,17 +194,17 @@ class EmbeddingObjective(Objective):
         return figures
 
 
-def objective_for(model: GMAPreTrainedModel, source_weight: float) -> Objective:
+def objective_for(model: GMAPreTrainedModel, source_weight: float, pooling: str) -> Objective:
     """
     Return what a model learns of its source as a whole, by its head.
 
     Raises:
-        ValueError: for a head that there is no objective for.
+        ValueError: for a head that there is no objective for, and for wrong arguments of its objective.
     """
     if isinstance(model, (GMAForCausalLM, GMAForMaskedLM)):
         return LanguageModelObjective(model.config.is_causal, source_weight)
     if isinstance(model, GMAModel) and not model.config.is_causal:
-        return EmbeddingObjective()
+        return EmbeddingObjective(pooling)
     raise ValueError(
         "`source` must be a language model (causal or masked) or an encoder without a head to be distilled, but it "
         f"becomes a {type(model).__name__}."

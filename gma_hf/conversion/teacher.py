@@ -60,13 +60,13 @@ class Teacher:
         return windows.join(outputs.logits)
 
     @torch.no_grad()
-    def embeddings(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def embeddings(self, inputs: dict[str, Tensor], pooling: str) -> tuple[Tensor, Tensor]:
         """
         Return the embeddings of texts, `[B, hidden]`, of length one, and the last hidden states of their tokens,
-        `[B, N, hidden]`. The embedding of a text of several windows is the mean of theirs.
+        `[B, N, hidden]`. The embedding of a text of several windows is the mean of theirs; `pooling` as in `pool`.
         """
         windows, outputs = self.read(self.network, inputs)
-        pooled = mean_embedding(outputs.last_hidden_state, windows.mask)
+        pooled = pool(outputs.last_hidden_state, windows.mask, pooling)
         return F.normalize(windows.mean(pooled), dim=-1), windows.join(outputs.last_hidden_state)
 
     @torch.no_grad()
@@ -111,7 +111,17 @@ def real_tokens(inputs: dict[str, Tensor]) -> Tensor:
     return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
-def mean_embedding(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over the real tokens of `[B, N, hidden]`, of length one, `[B, hidden]`."""
+def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """
+    Return the embeddings of texts, of length one, `[B, hidden]`.
+
+    Args:
+        hidden_states: the last of each token, `[B, N, hidden]`.
+        mask: `[B, N]`, true at real tokens.
+        pooling: "mean" over the real tokens, or "cls", the first one.
+    """
+    if pooling == "cls":
+        row, first = torch.arange(len(mask), device=mask.device), mask.int().argmax(dim=1)
+        return F.normalize(hidden_states[row, first], dim=-1)
     weights = mask[..., None].to(hidden_states.dtype)
     return F.normalize((hidden_states * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)

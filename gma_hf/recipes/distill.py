@@ -3,7 +3,8 @@ Convert a GPT-2- or BERT-style checkpoint to GMA and distil it, in two stages (`
 
 1. each GMA layer learns to give what the softmax layer in its place gave, all layers at once, the rest frozen;
 2. the whole model learns what the source gives: the distribution over the next (causal) or the masked token, together
-   with the task's own loss, or the embedding of a text (encoders without a head, mean over its tokens).
+   with the task's own loss, or the embedding of a text (encoders without a head; pooled as sentence-transformers'
+   modules of the source say, else the mean over its tokens).
 
 The model is measured against its source before, between and after; table and plot go into its card.
 
@@ -39,7 +40,7 @@ from ..conversion.positions import extend_positions
 from ..conversion.source import open_tokenizer
 from ..files import whole_file
 from ..hub.find import check_checkpoint
-from ..hub.modules import copy_modules, find_modules
+from ..hub.modules import copy_modules, find_modules, pooling_of
 from ..model.modeling_gma import GMAPreTrainedModel
 from ..session import longest_text
 from .arguments import RunArguments, json_fields, parse
@@ -57,7 +58,7 @@ with train_extra():
 SETTINGS = "distill_arguments.json"  # of a run, beside it
 # Beside what is converted and read, what a run that resumes must be given again
 TRAINED_WITH = ("max_steps", "learning_rate", "per_device_train_batch_size", "seed", "stage1_steps")
-TRAINED_WITH += ("stage1_learning_rate", "source_weight", "window_size", "window_overlap")
+TRAINED_WITH += ("stage1_learning_rate", "source_weight", "pooling", "window_size", "window_overlap")
 
 
 @dataclass
@@ -231,7 +232,10 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             print(f"The run in {str(output)!r} is finished.")
         return rows
     (source, tokenizer), modules = open_source(args), find_modules(args.source)
-    objective_for(source, training_args.source_weight)  # refuses a source that cannot be distilled
+    if modules is not None:
+        training_args.pooling = pooling_of(modules)
+    # Refuses a source that cannot be distilled
+    objective_for(source, training_args.source_weight, training_args.pooling)
     train, validation = make_examples(source, tokenizer, args, data_args, training_args.seed)
     model = open_student(source, args, train)
     if is_first:

@@ -102,7 +102,10 @@ def test_a_teacher_gives_what_the_source_gives_for_each_window(tokenizer):
         states = source(windows).last_hidden_state
     expected = torch.nn.functional.normalize(states.mean(dim=1), dim=-1).mean(dim=0)
     inputs = {"input_ids": torch.tensor([row])}
-    embedding, tokens = teacher.embeddings(inputs)
+    embedding, tokens = teacher.embeddings(inputs, "mean")
+    firsts = torch.nn.functional.normalize(states[:, 0], dim=-1).mean(dim=0)
+    of_first, _ = teacher.embeddings(inputs, "cls")
+    torch.testing.assert_close(of_first[0], firsts / firsts.norm(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(embedding[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokens[0, 0], states[0, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokens[0, -1], states[4, -1], rtol=1e-4, atol=1e-5)
@@ -200,6 +203,8 @@ def test_wrong_input_is_refused(tmp_path, tokenizer):
         DistillationTrainer(model, source, arguments(tmp_path, window_size=25))
     with pytest.raises(ValueError, match="`window_overlap` must be from 0 to less than half .* tokens, but it is 12"):
         DistillationTrainer(model, source, arguments(tmp_path, window_overlap=12))
+    with pytest.raises(ValueError, match="`pooling` must be mean or cls, but it is 'max'"):
+        DistillationTrainer(model, source, arguments(tmp_path, pooling="max"))
     classifier = make_source("classifier")
     with pytest.raises(ValueError, match="`source` must be a language model.*GMAForSequenceClassification"):
         DistillationTrainer(convert(classifier), classifier, arguments(tmp_path))
