@@ -119,6 +119,22 @@ def read_modules(folder: Path, argument: str) -> list[dict[str, Any]]:
     return modules
 
 
+def pooling_of(folder: Path) -> str:
+    """
+    Return how a model of sentence-transformers makes one embedding of those of its tokens, by sentence-transformers'
+    name ("mean", "cls"), several joined by a plus; "mean" where no module pools.
+    """
+    for name, kind in folders_of(read_modules(folder, "`source`")).items():
+        if kind == "Pooling":
+            settings = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+            modes = settings.get("pooling_mode")  # one name or several; older files have a flag for each
+            if modes is None:
+                flags = [key for key, is_on in settings.items() if key.startswith("pooling_mode_") and is_on]
+                modes = [re.sub("^pooling_mode_|_tokens?$", "", flag) for flag in flags]
+            return modes if isinstance(modes, str) else "+".join(modes)
+    return "mean"
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return config_sentence_transformers.json, empty where there is no such file."""
     path = folder / FILES[1]

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Template
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..conversion.distillation import Distillation
 from ..files import whole_file
 from ..hub.encoder_card import encoder_card
-from .distill_objectives import Objective
 from .running import train_extra
 from .texts import DataArguments
 
@@ -25,10 +25,9 @@ with train_extra():
 PLOT = "distillation.png"
 DESCRIPTION = """\
 {{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and
-distilled in two stages: first each GMA layer alone, on the source's own hidden states, then the whole model on what
-the source gives. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head;
+distilled{{ stages }}. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head;
 {{ parameters }} parameters. What its source is good for and may be used for holds for it too, as far as the figures
-below say; beyond the length of the distillation's examples ({{ block_size }} tokens) nothing was measured."""
+below say; beyond the length of the distillation's examples ({{ longest }} tokens) nothing was measured."""
 USAGE = """```python
 from transformers import AutoTokenizer, {{ auto_class }}
 
@@ -72,28 +71,24 @@ TEMPLATE = f"""---
 
 def write_card(
     folder: Path,
-    rows: list[dict],
-    errors: dict[str, list[float]],
-    objective: Objective,
+    found: Distillation,
     model: PreTrainedModel,
     args: Any,
     data: DataArguments,
     training: TrainingArguments,
-    seconds: list[float],
     command: str,
 ) -> None:
     """
     Write README.md, distillation.png and distillation.json into the folder of a model.
 
     Args:
-        rows: the figures before and after each stage, the source's first.
-        errors: of each GMA layer, before and after the first stage.
+        found: the figures before and after each stage.
         args: of the recipe.
-        seconds: that each stage took.
         command: that made the model.
     """
+    rows, errors = found.rows, found.layer_errors
     (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
-    draw(rows, errors, objective).savefig(folder / PLOT, dpi=110)
+    draw(rows, errors).savefig(folder / PLOT, dpi=110)
     source = args.source_name or (Path(args.source).name if Path(args.source).is_dir() else args.source)
     gma_layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "gma"]
     fields = {
@@ -104,18 +99,17 @@ def write_card(
         "all_layers": model.config.num_hidden_layers,
         "components": model.config.num_components,
         "parameters": f"{model.num_parameters():,}",
-        "table": table(
-            ["model", *objective.metrics], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]
-        ),
-        "legend": "\n".join(f"- {name}: {meaning}" for name, meaning in objective.metrics.items()),
+        "table": table([*rows[0]], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]),
+        "legend": "\n".join(f"- {name}: {meaning}" for name, meaning in found.metrics.items()),
         "plot": PLOT,
         "error_table": table(
             ["layer", *map(str, gma_layers)], [[stage, *map(figure, values)] for stage, values in errors.items()]
         ),
         "data": data.dataset_name or ", ".join(data.train_file),
         "seed": training.seed,
-        "seconds": " and ".join(f"{x:,.0f}" for x in seconds),
-        "block_size": data.block_size,
+        "seconds": " and ".join(f"{x:,.0f}" for x in found.seconds),
+        "stages": stages(len(found.seconds), args.start_from),
+        "longest": model.config.position_limit if args.max_documents else data.block_size,
         "auto_class": type(model).__name__.replace("GMA", "Auto"),
         "machine": machine(training.device),
         "command": command,
@@ -128,6 +122,14 @@ def write_card(
         card = ModelCard.from_template(data, template_str=TEMPLATE, **fields)
     with whole_file(folder / "README.md") as path:
         card.save(path)
+
+
+def stages(number: int, start_from: str | None) -> str:
+    """Return how a model was distilled, in words, after "distilled"."""
+    whole = "the whole model on what the source gives"
+    if number == 2:
+        whole = f"in two stages: first each GMA layer alone, on the source's own hidden states, then {whole}"
+    return f", {whole}" if start_from is None else f" again, {whole}, from `{Path(start_from).name}` on"
 
 
 def figure(value: float) -> str:
@@ -149,11 +151,12 @@ def machine(device: torch.device) -> str:
     return f"{hardware}, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def draw(rows: list[dict], errors: dict[str, list[float]], objective: Objective) -> Figure:
+def draw(rows: list[dict], errors: dict[str, list[float]]) -> Figure:
     """Draw each figure by stage, with the source's as a line, and the errors of the layers."""
-    plot = Figure(figsize=(4 * (len(objective.metrics) + 1), 3.5), layout="constrained")
-    *axes, last = plot.subplots(1, len(objective.metrics) + 1)
-    for axis, name in zip(axes, objective.metrics):
+    names = list(rows[0])[1:]
+    plot = Figure(figsize=(4 * (len(names) + 1), 3.5), layout="constrained")
+    *axes, last = plot.subplots(1, len(names) + 1)
+    for axis, name in zip(axes, names):
         axis.plot([row["model"] for row in rows[1:]], [row[name] for row in rows[1:]], marker="o")
         axis.axhline(rows[0][name], linestyle="--", color="grey", label="source")
         axis.set(ylabel=name, xlabel="stage")

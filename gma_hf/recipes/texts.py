@@ -31,6 +31,9 @@ class DataArguments:
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Files to evaluate on, of the same kind."}
     )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Read so many rows of the training text alone, the first; all by default."}
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the characters, at the end, held out where nothing else is."}
     )
@@ -59,6 +62,10 @@ def load_text(args: DataArguments) -> DatasetDict:
             raise ValueError(f"`dataset_name` must have a split 'train', but {args.dataset_name!r} has {[*texts]}.")
     else:
         texts = load_files(args.files())
+    if args.max_train_samples is not None:
+        if args.max_train_samples < 1:
+            raise ValueError(f"`max_train_samples` must be at least 1, but it is {args.max_train_samples}.")
+        texts["train"] = texts["train"].take(min(args.max_train_samples, len(texts["train"])))
     texts = DatasetDict({split: with_text(examples, args.text_column) for split, examples in texts.items()})
     if "validation" not in texts:
         texts["train"], texts["validation"] = hold_out_end(texts["train"], args.text_column, args.validation_fraction)

@@ -6,17 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
+from ..checkpoints import STATE, expect_tied_weights, last_checkpoint, load_weights
 from .arguments import RunArguments
 from .running import train_extra
 
 
 with train_extra():
     from datasets import Dataset
-
-
-STATE = "trainer_state.json"  # the last file that Trainer writes to a checkpoint
 
 
 @dataclass
@@ -59,13 +57,6 @@ def evaluations_in_vain(state: TrainerState) -> int:
     """Return how many evaluations in a row were no better than the best, as early stopping counts them."""
     callback = state.stateful_callbacks.get("EarlyStoppingCallback") or {}
     return callback.get("attributes", {}).get("early_stopping_patience_counter", 0)
-
-
-def last_checkpoint(folder: str) -> str | None:
-    """Return the checkpoint of Trainer in `folder` with the most steps; one whose saving was interrupted is no one."""
-    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{STATE}")]
-    steps = {int(path.name.split("-")[1]): path for path in whole if path.name.split("-")[1].isdecimal()}
-    return str(steps[max(steps)]) if steps else None
 
 
 def check_output(output_dir: str) -> None:
@@ -128,13 +119,3 @@ def train_and_evaluate(
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
     return metrics
-
-
-def expect_tied_weights(model: PreTrainedModel) -> None:
-    """Let Trainer not warn that a checkpoint lacks the weights that are tied to others, which are never saved."""
-    model._keys_to_ignore_on_save = set(getattr(model, "all_tied_weights_keys", None) or ())
-
-
-def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Put the weights of a checkpoint into a model of its class, on the model's device and in its dtype."""
-    model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())

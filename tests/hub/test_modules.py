@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from gma_hf.hub.modules import copy_modules, find_modules, module_files
+from gma_hf.hub.modules import copy_modules, find_modules, module_files, pooling_of
 
 
 NETWORK = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
@@ -34,6 +34,20 @@ def write(folder, files):
 def source(tmp_path):
     """A folder as the Hub gives it: a module without files has no folder."""
     return write(tmp_path / "source", FILES | {"config.json": {}, "README.md": "", "2_Other/config.json": {}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "include_prompt": True}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean", "max"]}, "mean+max"),
+    ],
+)
+def test_pooling_by_its_name(source, settings, pooling):
+    assert pooling_of(write(source, {"1_Pooling/config.json": settings})) == pooling
+    assert pooling_of(write(source, {"modules.json": [NETWORK]})) == "mean"
 
 
 def test_all_files_of_the_modules_and_no_other(source, tmp_path):

@@ -68,6 +68,7 @@ def arguments(source, output, *more):
 
 
 AUTO = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
+KINDS_OF_TEXT = ("sentences", "documents")
 NEARNESS = {"causal": "divergence", "masked": "divergence", "embedding": "cosine"}
 
 
@@ -131,9 +132,6 @@ def test_another_run_is_not_gone_on_with(tmp_path):
     distill.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 1))
     with pytest.raises(ValueError, match="`max_steps` must be as it was when the run in .* began, 1, but it is 2"):
         distill.main(arguments(source, tmp_path / "out", "--stage1_steps", 1, "--max_steps", 2))
-    for name, value in [("eval_strategy", "epoch"), ("activation_checkpointing", True)]:
-        with pytest.raises(ValueError, match=f"`{name}` must be left off"):
-            distill.main(arguments(source, tmp_path / "other", f"--{name}", value))
 
 
 def test_half_precision_is_measured_too(tmp_path):
@@ -174,4 +172,31 @@ def test_wrong_input_is_refused(tmp_path):
         distill.main(arguments(source, tmp_path / "out", "--train_file", tmp_path / "none.txt"))
     with pytest.raises(ValueError, match="`layers` must"):
         distill.main(arguments(source, tmp_path / "out", "--layers", "none"))
+    with pytest.raises(ValueError, match="`start_from` is 'no/such', but there is no such folder"):
+        distill.main(arguments(source, tmp_path / "out", "--start_from", "no/such"))
+    with pytest.raises(ValueError, match="`max_train_samples` must be at least 1, but it is 0"):
+        distill.main(arguments(source, tmp_path / "out", "--max_train_samples", 0))
     assert not (tmp_path / "out").exists()
+
+
+def test_documents_longer_than_the_source_reads(tmp_path):
+    """From what was distilled on sentences on, with Trainer's own evaluations."""
+    source = make_source("embedding", tmp_path / "source")
+    distill.main(arguments(source, tmp_path / "short", "--stage1_steps", 1, "--max_steps", 1))
+    longer = ["--start_from", tmp_path / "short", "--max_position_embeddings", 200, "--stage1_steps", 0]
+    longer += ["--max_sentences", 60, "--max_documents", 20, "--max_validation_documents", 4, "--max_steps", 8]
+    longer += ["--validation_fraction", 0.2, "--eval_strategy", "steps", "--eval_steps", 4, "--learning_rate", 3e-3]
+    articles = tmp_path / "articles.json"
+    paragraphs = TEXT.read_text().split("\n\n")
+    articles.write_text("\n".join(json.dumps({"text": "\n".join(paragraphs[i : i + 4])}) for i in range(0, 100, 4)))
+    rows = distill.main(arguments(source, tmp_path / "out", "--train_file", articles, *longer))
+    assert [row["model"] for row in rows] == ["source", "converted", "after stage 2"]
+    assert set(rows[0]) == {"model"} | {f"{kind}_{name}" for kind in KINDS_OF_TEXT for name in ("spearman", "cosine")}
+    assert rows[0]["documents_cosine"] == pytest.approx(1)
+    assert rows[1]["documents_cosine"] < rows[2]["documents_cosine"]
+    history = json.loads((tmp_path / "out" / "stage2" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert any("eval_documents_cosine" in log for log in history["log_history"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "distilled again" in card and "from `short` on" in card and "(200 tokens)" in card
+    assert AutoModel.from_pretrained(tmp_path / "out").config.max_position_embeddings == 200
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 200
