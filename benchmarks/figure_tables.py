@@ -8,7 +8,7 @@ from functools import partial
 from huggingface_hub import ModelCard
 
 from . import compare_results, recall_results
-from .figure_data import ROOT, load, parameters_in, recall_groups, training_scores
+from .figure_data import RESULTS, ROOT, load, parameters_in, recall_groups, training_scores
 
 
 Row = Iterable[str]
@@ -198,6 +198,19 @@ def minilm() -> str:
     return table(["model", "Spearman correlation with the source's similarities", "cosine with its embedding"], rows)
 
 
+def long_retrieval() -> str:
+    """Return how often the first half of an article finds its second half."""
+    ways = {"first": "first 512 tokens", "windows": "windows of 512 tokens, averaged", "whole": "whole"}
+    body = []
+    for path in sorted((RESULTS / "long_retrieval").glob("*.json")):
+        report = load(f"long_retrieval/{path.name}")
+        for way, figures in report["results"].items():
+            measured = (figures["recall at 1"], figures["mean reciprocal rank"])
+            errors = (figures[f"{name}, standard error"] for name in ("recall at 1", "mean reciprocal rank"))
+            body.append([report["name"], ways[way], *(f"{x:.3f} ± {e:.3f}" for x, e in zip(measured, errors))])
+    return table(["model", "reads", "recall at 1", "mean reciprocal rank"], body)
+
+
 def long_context() -> str:
     """Return what reading a long document takes."""
     report = load("long_context_cpu.json")
@@ -341,6 +354,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recall": recall,
     "recall_all": recall_all,
     "minilm": minilm,
+    "long_retrieval": long_retrieval,
     "long_context": long_context,
     **{
         name: partial(recorded, name)

@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from gma_hf import GMAModel
 from gma_hf.model.attention_gma import GaussianMixtureAttention
+from gma_hf.serving import register
 
 
 pytest.importorskip("vllm")
+register()  # as vLLM does when it starts
 
 
 @pytest.mark.parametrize("lengths", [[1], [3, 3, 3], [1, 1000, 2, 500, 499, 64, 1], list(range(1, 40))])
@@ -34,7 +37,7 @@ def test_the_outputs_of_two_ranks_add_up(make_config, make_model, assert_close, 
     from gma_hf.serving.layers import config_of_rank, load_share
 
     config = make_config(name)
-    whole = make_model(lambda config: GaussianMixtureAttention(config, 0), config)
+    whole = make_model(GMAModel, config).layers[0].attention
     hidden_states = torch.randn(2, 9, config.hidden_size)
     found = 0
     for rank in range(2):
