@@ -26,7 +26,8 @@ def short_convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """
     Return a depthwise convolution with a residual path, `x + weight * x`, over the real tokens of each row. Masked
-    ones are taken out before and put back after, so a row gives what it gives alone, wherever its padding is.
+    ones are taken out before and put back after, as they were, so a row gives what it gives alone, wherever its
+    padding is.
 
     Args:
         x: `[B, N, C]`.
@@ -38,7 +39,7 @@ def short_convolution(
             do not run, the mixer refuses "triton".
 
     Returns:
-        `[B, N, C]`, zeros at masked tokens, and in the causal case the last W - 1 inputs including this call (else
+        `[B, N, C]`, masked tokens as they were, and in the causal case the last W - 1 inputs including this call (else
         None), with zeros in the place of what is of another document than the last one.
     """
     batch, length, _ = x.shape
@@ -52,19 +53,19 @@ def short_convolution(
     if (causal or not is_exporting()) and length == 1:
         inputs = ConvolutionInputs(x, weight, mask, None, ids)  # the token stands last, real or not
         output = _one_token(inputs, causal)
-        return _without_padding(output, documents.mask), _tail(inputs) if causal else None
+        return _leave_padding(output, x[:, before:], documents.mask), _tail(inputs) if causal else None
     order = None if mask is None else _real_tokens_first(mask)
     inputs = ConvolutionInputs(x, weight, mask, order, ids)
     if is_exporting():  # what is exported runs elsewhere, where nobody knows our operator
         output = _exported(inputs, causal)
     else:
         output = convolve(inputs, causal, backend != "torch" and convolution_problem(x) is None).output
-    return _without_padding(output[:, before:], documents.mask), _tail(inputs) if causal else None
+    return _leave_padding(output[:, before:], x[:, before:], documents.mask), _tail(inputs) if causal else None
 
 
-def _without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return `[B, N, C]` with zeros at masked tokens, which stand behind the end of their row meanwhile."""
-    return x if mask is None else x * mask[..., None]
+def _leave_padding(output: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the output `[B, N, C]`, and the input at masked tokens, which stood behind the end of their row."""
+    return output if mask is None else torch.where(mask[..., None], output, x)
 
 
 def _real_tokens_first(mask: Tensor) -> Tensor:

@@ -178,8 +178,9 @@ def test_the_mixer_is_linear_in_memory_and_work(make_config, name):
     assert long.largest <= 1.05 * 2 * short.largest
     assert long.peak <= 1.05 * 2 * short.peak
     assert long.total <= 1.05 * 2 * short.total  # every byte that is written costs time
-    assert short.largest < length * length
-    assert short.largest < length * config.num_components * config.head_dim
+    # What is used again for each block of tokens is as large for all lengths
+    assert long.largest < 2 * length * 2 * length
+    assert long.largest < 2 * length * config.num_components * config.head_dim
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_additions"])
