@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LARGEST = {  # bytes of weights
     "gma-imdb-bytes": 3_000_000,
     "gma-minilm-l6": 46_000_000,
+    "gma-minilm-l6-4k": 49_000_000,
     "gma-shakespeare": 10_000_000,
     "gma-wikitext2": 8_000_000,
 }
