@@ -135,6 +135,8 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer.train` does; dropout and what is frozen are as before after it."""
+        # Accelerate marks a model that was evaluated as prepared, and would not wrap it for several processes any more
+        vars(self.model).pop("_is_accelerate_prepared", None)
         use_cache = self.model.config.use_cache  # which Trainer turns off
         with without_dropout(self.model), trained(self.model, self._trained_modules()):
             result = super().train(*args, **kwargs)
