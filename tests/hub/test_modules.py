@@ -9,10 +9,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from gma_hf.hub.modules import copy_modules, find_modules, module_files, pooling_of
 
 
-NETWORK = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
-POOLING = {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
-DENSE = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-NORMALIZE = {"idx": 3, "path": "3_Normalize", "type": "sentence_transformers.models.Normalize"}
+NETWORK = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+DENSE = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+NORMALIZE = {"idx": 3, "name": "3", "path": "3_Normalize", "type": "sentence_transformers.models.Normalize"}
 FILES = {
     "modules.json": [NETWORK, POOLING, DENSE, NORMALIZE],
     "config_sentence_transformers.json": {"prompts": {"query": "Find: "}, "similarity_fn_name": "dot"},
