@@ -112,9 +112,9 @@ def read_exponent() -> str:
 
 
 def again() -> str:
-    """Return three runs in turns of older code and of the present, on the machine of mixer_cpu.json."""
+    """Return three runs in turns of older code and of newer, on the machine of mixer_cpu.json."""
     rows = {}
-    for name, code in (("before", "older code"), ("again", "present code")):
+    for name, code in (("before", "older code"), ("again", "newer code")):
         for run in (1, 2, 3):
             ratios = load(f"mixer_{name}_{run}.json")["ratios"]["SDPA's time over GMA's"]["forward + backward"]
             rows[f"{code}, run {run}"] = ratios

@@ -17,16 +17,20 @@ def extend_positions(model: GMAPreTrainedModel, max_position_embeddings: int) ->
         max_position_embeddings: how many positions it is to have.
 
     Raises:
-        ValueError: for fewer positions than it has, or something else than a number.
+        ValueError: for a model without positions, for fewer than it has, or something else than a number.
     """
-    positions = model.config.max_position_embeddings
+    positions, embeddings = model.config.max_position_embeddings, model.base_model.embeddings
+    if embeddings.position_embeddings is None:
+        raise ValueError(
+            f"`max_position_embeddings` must be left out for a model without positions, which reads texts of any "
+            f"length, but it is {max_position_embeddings!r}."
+        )
     is_number = isinstance(max_position_embeddings, int) and not isinstance(max_position_embeddings, bool)
     if not is_number or max_position_embeddings < positions:
         raise ValueError(
             f"`max_position_embeddings` must be a whole number, at least the {positions} positions of the source, but "
             f"it is {max_position_embeddings!r}."
         )
-    embeddings = model.base_model.embeddings
     old = embeddings.position_embeddings.weight
     tiled = torch.arange(max_position_embeddings, device=old.device) % positions
     embeddings.position_embeddings = nn.Embedding.from_pretrained(old[tiled], freeze=False)

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
-from gma_hf import convert_checkpoint
+from gma_hf import GMAConfig, GMAModel, convert_checkpoint
 from gma_hf.cli import app
 from gma_hf.conversion.families import FAMILIES
+from gma_hf.conversion.positions import extend_positions
 from gma_hf.conversion.source import open_tokenizer
 
 
@@ -64,6 +65,12 @@ def test_gma_layers_are_fitted_as_without(make_source):
 def test_fewer_positions_or_no_number_are_refused(positions, make_source):
     with pytest.raises(ValueError, match="`max_position_embeddings` must be .* the 40 positions of the source"):
         convert_checkpoint(make_source("roberta", "RobertaModel"), max_position_embeddings=positions)
+
+
+def test_a_model_without_positions_needs_no_more():
+    sizes = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(ValueError, match="`max_position_embeddings` must be left out .* it is 100"):
+        extend_positions(GMAModel(GMAConfig.bert_style(position_embedding="none", **sizes)), 100)
 
 
 def test_the_tokenizer_follows(make_source, tmp_path):

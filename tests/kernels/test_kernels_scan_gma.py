@@ -144,8 +144,9 @@ def test_half_precision_keeps_its_state_in_float32(assert_close, device, mix, mo
     assert_close(state, expected_state, 5e-4 if is_tf32 else 1e-4)
     for name, gradient in expected_gradients.items():
         assert gradients[name].dtype == tensors[name].dtype
-        # The interpreter rounds bfloat16 towards zero; the gradient of decays adds up all tokens after
-        assert_close(gradients[name], gradient, 5 * torch.finfo(dtype).eps, name, at_least=1.0)
+        # The interpreter rounds bfloat16 towards zero, and the gradient of decays adds up what it rounds of all tokens
+        allowed = 5 if name == "log_decay" else 4
+        assert_close(gradients[name], gradient, allowed * torch.finfo(dtype).eps, name, at_least=1.0)
 
 
 @pytest.mark.parametrize("name", ["queries", "values", "log_decay", "read_exponent", "state"])

@@ -7,12 +7,10 @@ from transformers import PreTrainedConfig
 from ...model.modeling_gma import (
     GMAForMaskedLM,
     GMAForMultipleChoice,
-    GMAForQuestionAnswering,
     GMAForSequenceClassification,
-    GMAForTokenClassification,
     GMAModel,
 )
-from .tables import Family, Head, refuse
+from .tables import QUESTION_ANSWERING, TOKEN_CLASSIFIER, Family, Head, refuse
 
 
 BERT_NETWORK = {
@@ -39,8 +37,6 @@ BERT_MASKED_LM = {
 BERT_POOLED = {"bert.pooler.dense": "classifier.dense", "classifier": "classifier.out_proj"}
 DISTILBERT_POOLED = {"pre_classifier": "classifier.dense", "classifier": "classifier.out_proj"}
 TWO_LAYERS = {"classifier.dense": "classifier.dense", "classifier.out_proj": "classifier.out_proj"}
-TOKEN_CLASSIFIER = Head(GMAForTokenClassification, {"classifier": "classifier"})
-QUESTION_ANSWERING = Head(GMAForQuestionAnswering, {"qa_outputs": "qa_outputs"})
 
 
 def bert_config(config: PreTrainedConfig) -> dict[str, Any]:

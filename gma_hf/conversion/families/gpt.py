@@ -5,14 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...model.modeling_gma import (
-    GMAForCausalLM,
-    GMAForQuestionAnswering,
-    GMAForSequenceClassification,
-    GMAForTokenClassification,
-    GMAModel,
-)
-from .tables import Family, Head, refuse
+from ...model.modeling_gma import GMAForCausalLM, GMAForSequenceClassification, GMAModel
+from .tables import QUESTION_ANSWERING, TOKEN_CLASSIFIER, Family, Head, refuse
 
 
 GPT_NETWORK = {
@@ -28,8 +22,6 @@ GPT_BLOCK = {
 }
 LANGUAGE_MODEL = Head(GMAForCausalLM, {"lm_head": "lm_head"})
 SEQUENCE_CLASSIFIER = Head(GMAForSequenceClassification, {"score": "classifier.out_proj"})
-TOKEN_CLASSIFIER = Head(GMAForTokenClassification, {"classifier": "classifier"})
-QUESTION_ANSWERING = Head(GMAForQuestionAnswering, {"qa_outputs": "qa_outputs"})
 
 
 def gpt2_config(config: PreTrainedConfig) -> dict[str, Any]:

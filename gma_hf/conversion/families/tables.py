@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...model.modeling_gma import GMAPreTrainedModel
+from ...model.modeling_gma import GMAForQuestionAnswering, GMAForTokenClassification, GMAPreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Head:
     unused: str | None = None
     # Fields of the source's config that must have one value.
     requires: dict[str, Any] = field(default_factory=dict)
+
+
+# As all families have them
+TOKEN_CLASSIFIER = Head(GMAForTokenClassification, {"classifier": "classifier"})
+QUESTION_ANSWERING = Head(GMAForQuestionAnswering, {"qa_outputs": "qa_outputs"})
 
 
 @dataclass(frozen=True)
