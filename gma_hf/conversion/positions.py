@@ -19,12 +19,13 @@ def extend_positions(model: GMAPreTrainedModel, max_position_embeddings: int) ->
     Raises:
         ValueError: for a model without positions, for fewer than it has, or something else than a number.
     """
-    positions, embeddings = model.config.max_position_embeddings, model.base_model.embeddings
+    embeddings = model.base_model.embeddings
     if embeddings.position_embeddings is None:
         raise ValueError(
             f"`max_position_embeddings` must be left out for a model without positions, which reads texts of any "
             f"length, but it is {max_position_embeddings!r}."
         )
+    positions = model.config.max_position_embeddings
     is_number = isinstance(max_position_embeddings, int) and not isinstance(max_position_embeddings, bool)
     if not is_number or max_position_embeddings < positions:
         raise ValueError(
