@@ -105,7 +105,8 @@ def by_tokens(axis: Axes, figures: dict[str, dict], title: str, unit: str) -> No
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", alpha=0.25)
-    axis.set_xlim(lengths[0] * 0.9, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.62)
+    # Room for the names of the lines, one length alone included
+    axis.set_xlim(lengths[0] * 0.9, lengths[-1] * max(2, (lengths[-1] / lengths[0]) ** 0.62))
     name_lines(axis, ends)
 
 

@@ -31,6 +31,7 @@ CHROMIUM = shutil.which("chromium")
 TEXTS = {
     "gma-imdb-bytes": "reviews.txt",
     "gma-minilm-l6": "enwik8.txt",
+    "gma-minilm-l6-4k": "enwik8.txt",
     "gma-shakespeare": "shakespeare_end.txt",
     "gma-wikitext2": "wikitext.txt",
 }
