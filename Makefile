@@ -30,7 +30,7 @@ $(VENV)/installed-kernels: $(VENV)/installed
 	touch $@
 
 test-kernels: $(VENV)/installed-kernels
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels
 
 # With PEFT, TRL and the other libraries of the README's table: here none of their tests may be skipped.
 $(VENV)/installed-libraries: $(VENV)/installed
@@ -38,7 +38,7 @@ $(VENV)/installed-libraries: $(VENV)/installed
 	touch $@
 
 test-libraries: $(VENV)/installed-libraries
-	ALL_LIBRARIES=1 $(BIN)/python -m pytest tests/libraries
+	ALL_LIBRARIES=1 $(BIN)/python -m pytest -n 2 tests/libraries
 	$(BIN)/python -m pytest tests/docs/test_blocks.py -k adapters
 
 # In an environment of its own, since vLLM chooses torch and Transformers. The three libraries that come with it do not load
