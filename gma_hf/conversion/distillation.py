@@ -72,7 +72,8 @@ class DistillationTrainer(Trainer):
     In the stage "layers" each GMA layer learns to give what the softmax layer in its place gives for the source's own
     hidden states; the rest is frozen while it trains. In the stage "outputs" the whole model learns what the source
     gives: a language model the distribution over the next or the masked token, an encoder without a head the
-    embedding of a text, by `args.pooling`. Dropout is off while it trains, since the source answers without.
+    embedding of a text, by `args.pooling`, and the hidden states of its tokens. Dropout is off while it trains, since
+    the source answers without.
 
     Texts that the source has no room for are read by it in overlapping windows: a token learns from the window that
     holds most of its context, the embedding of a text from the mean over its windows.

@@ -3,8 +3,8 @@ Convert a GPT-2- or BERT-style checkpoint to GMA and distil it, in two stages (`
 
 1. each GMA layer learns to give what the softmax layer in its place gave, all layers at once, the rest frozen;
 2. the whole model learns what the source gives: the distribution over the next (causal) or the masked token, together
-   with the task's own loss, or the embedding of a text (encoders without a head; pooled as sentence-transformers'
-   modules of the source say, else the mean over its tokens).
+   with the task's own loss, or the embedding of a text and the hidden states of its tokens (encoders without a head;
+   pooled as sentence-transformers' modules of the source say, else the mean over its tokens).
 
 The model is measured against its source before, between and after; table and plot go into its card.
 
@@ -17,7 +17,7 @@ has no room for it teaches from overlapping windows. A language model learns lon
 encoder with `--max_documents`: documents of all lengths beside the sentences. A model that was distilled on sentences
 before can be what this starts from (`--start_from`).
 
-Commands of the shipped checkpoints: benchmarks/RESULTS.md. Run again with the same `--output_dir`, each stage goes on
+The commands of the shipped checkpoints are on their cards. Run again with the same `--output_dir`, each stage goes on
 from its last checkpoint, and a stage that has ended is not repeated. `transformers.TrainingArguments` hold for both
 stages, except that `--max_steps` and `--learning_rate` are those of the second.
 """
@@ -105,13 +105,12 @@ def open_source(args: ConversionArguments) -> tuple[GMAPreTrainedModel, PreTrain
     Raises:
         ValueError: if it has no tokenizer, or no layer that `layers` names.
     """
-    source, tokenizer = convert_checkpoint(args.source, layers="none").float(), open_tokenizer(args.source)
+    source = convert_checkpoint(args.source, layers="none").float()
+    tokenizer = open_tokenizer(args.source, args.max_position_embeddings)
     if tokenizer is None:
         raise ValueError(f"`source` must have a tokenizer to be distilled, but {args.source!r} has none.")
     if not which_layers(args.layers, source.config.num_hidden_layers):
         raise ValueError(f"`layers` must name at least one layer to be distilled, but it is {args.layers!r}.")
-    if args.max_position_embeddings is not None:
-        tokenizer.model_max_length = args.max_position_embeddings
     return source, tokenizer
 
 
