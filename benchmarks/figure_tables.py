@@ -199,6 +199,36 @@ def minilm() -> str:
     return table(["model", "Spearman correlation with the source's similarities", "cosine with its embedding"], rows)
 
 
+def conversion_exponent() -> str:
+    """Return how near conversions without distillation are to their source, by read exponent."""
+    rows = load("conversion_exponent_cpu.json")["results"]
+    body = ([name, f"{row['cosine']:.3f}", f"{row['spearman']:.3f}"] for name, row in rows.items())
+    return table(["read exponent", "cosine with the source's embedding", "Spearman of similarities"], body)
+
+
+def conversion_positions() -> str:
+    """Return how near a model with more positions is to its source's windows, by where they start."""
+    rows = load("conversion_positions_cpu.json")["results"]
+    rows = sorted(rows.items(), key=lambda row: -row[1]["tokens, mean"])
+    body = ([name, f"{row['tokens, mean']:.3f}", f"{row['texts, mean']:.3f}"] for name, row in rows)
+    header = ["positions beyond the source's start as", "cosine with the windows: tokens beyond 512"]
+    return table([*header, "the whole text, pooled"], body)
+
+
+def long_texts() -> str:
+    """Return time and memory of the long checkpoint beside what its source reads, with the ratios to it."""
+    report, rows = load("long_texts/encoder_cpu.json"), {}
+    own, units = "converted, all layers", {"encoding": ("seconds", 1e-3), "peak memory": ("MiB at the peak", 1)}
+    words = {own: "gma-minilm-l6-4k"}
+    for title, (unit, factor) in units.items():
+        for name, line in report[title].items():
+            cells = {n: f"{number(factor * x)} ({x / report[title][own][n]:.2f})" for n, x in line.items()}
+            rows[f"{words.get(name, name)}, {unit}"] = cells
+    lengths = report["arguments"]["lengths"]
+    body = ([name, *(cells[str(n)] for n in lengths)] for name, cells in rows.items())
+    return table(["tokens", *(f"{n:,}" for n in lengths)], body)
+
+
 def long_retrieval() -> str:
     """Return how often the first half of an article finds its second half."""
     ways = {"first": "first 512 tokens", "windows": "windows of 512 tokens, averaged", "whole": "whole"}
@@ -356,6 +386,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "recall": recall,
     "recall_all": recall_all,
     "minilm": minilm,
+    "conversion_exponent": conversion_exponent,
+    "conversion_positions": conversion_positions,
+    "long_texts": long_texts,
     "long_retrieval": long_retrieval,
     "long_context": long_context,
     **{

