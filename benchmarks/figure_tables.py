@@ -217,16 +217,15 @@ def conversion_positions() -> str:
 
 def long_texts() -> str:
     """Return time and memory of the long checkpoint beside what its source reads, with the ratios to it."""
-    report, rows = load("long_texts/encoder_cpu.json"), {}
-    own, units = "converted, all layers", {"encoding": ("seconds", 1e-3), "peak memory": ("MiB at the peak", 1)}
-    words = {own: "gma-minilm-l6-4k"}
-    for title, (unit, factor) in units.items():
-        for name, line in report[title].items():
-            cells = {n: f"{number(factor * x)} ({x / report[title][own][n]:.2f})" for n, x in line.items()}
+    own, lengths = "converted, all layers", ("4096", "8192")
+    words, rows = {own: "gma-minilm-l6-4k, whole", "source (softmax)": "source, whole"}, {}
+    reports = {n: load(f"long_texts/{n}/encoder_cpu.json") for n in lengths}
+    for title, unit, factor in (("encoding", "seconds", 1e-3), ("peak memory", "MiB at the peak", 1)):
+        for name in reports[lengths[0]][title]:
+            found = {n: (reports[n][title][name].get(n), reports[n][title][own][n]) for n in lengths}
+            cells = ("not run" if x is None else f"{number(factor * x)} ({x / of:.2f})" for x, of in found.values())
             rows[f"{words.get(name, name)}, {unit}"] = cells
-    lengths = report["arguments"]["lengths"]
-    body = ([name, *(cells[str(n)] for n in lengths)] for name, cells in rows.items())
-    return table(["tokens", *(f"{n:,}" for n in lengths)], body)
+    return table(["tokens", *(f"{int(n):,}" for n in lengths)], ([name, *cells] for name, cells in rows.items()))
 
 
 def long_retrieval() -> str:
