@@ -223,7 +223,7 @@ def long_texts() -> str:
     for title, unit, factor in (("encoding", "seconds", 1e-3), ("peak memory", "MiB at the peak", 1)):
         for name in reports[lengths[0]][title]:
             found = {n: (reports[n][title][name].get(n), reports[n][title][own][n]) for n in lengths}
-            cells = ("not run" if x is None else f"{number(factor * x)} ({x / of:.2f})" for x, of in found.values())
+            cells = ["not run" if x is None else f"{number(factor * x)} ({x / of:.2f})" for x, of in found.values()]
             rows[f"{words.get(name, name)}, {unit}"] = cells
     return table(["tokens", *(f"{int(n):,}" for n in lengths)], ([name, *cells] for name, cells in rows.items()))
 
