@@ -264,6 +264,21 @@ def long_context() -> str:
     )
 
 
+def sequence_parallel() -> str:
+    """Return peak memory, differences and bytes of processes that read one document together."""
+    report = load("sequence_parallel_cpu.json")
+    several, body = [str(count) for count in report["arguments"]["processes"]], []
+    for case, found in report["cases"].items():
+        peaks = [f"{max(found['1']['peak']) / 2**20:.0f}"]
+        for count in several:
+            share = found[count]["peak of the largest over 1 / processes"]
+            peaks.append(f"{max(found[count]['peak']) / 2**20:.0f} ({share:.2f})")
+        errors = (max(found[count]["off by"][what] for count in several) for what in ("logits", "loss", "gradients"))
+        sent = (f"{found[count]['bytes per rank']['back']:,}" for count in several)
+        body.append([case, *peaks, ", ".join(f"{error:.0e}" for error in errors), "; ".join(sent)])
+    return table(["", "1 process", *(f"{count} processes" for count in several), "off by", "bytes"], body)
+
+
 def checkpoints() -> str:
     """Return the checkpoints that are in the repository, from their folders."""
     rows = []
@@ -390,6 +405,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_texts": long_texts,
     "long_retrieval": long_retrieval,
     "long_context": long_context,
+    "sequence_parallel": sequence_parallel,
     **{
         name: partial(recorded, name)
         for name in (
