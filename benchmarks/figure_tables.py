@@ -279,6 +279,30 @@ def sequence_parallel() -> str:
     return table(["", "1 process", *(f"{count} processes" for count in several), "off by", "bytes"], body)
 
 
+def serving() -> str:
+    """Return what a server holds and answers, of a GMA model and of a GPT-2 of its size."""
+    models = load("serving_cpu.json")["found"]
+
+    def row(name: str, *path: str) -> list[str]:
+        values = list(models.values())
+        for key in path:
+            values = [value[key] for value in values]
+        return [name, *(f"{value:,.0f}" if value >= 1000 else number(value) for value in values)]
+
+    rate = ("requests per second", "by CPU time")
+    body = [
+        row("parameters", "parameters"),
+        row("conversations held at once", "conversations", "held at once"),
+        row("their bytes", "conversations", "bytes"),
+        row("bytes of one", "conversations", "bytes per conversation"),
+        row("vLLM, requests per second of CPU time", *rate, "vLLM"),
+        row("`generate` in batches, the same", *rate, "generate"),
+        row("vLLM over `generate`, by CPU time", "vLLM over generate", "by CPU time"),
+        row("vLLM over `generate`, by the clock", "vLLM over generate", "by the clock"),
+    ]
+    return table(["", *models], body)
+
+
 def checkpoints() -> str:
     """Return the checkpoints that are in the repository, from their folders."""
     rows = []
@@ -406,6 +430,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_retrieval": long_retrieval,
     "long_context": long_context,
     "sequence_parallel": sequence_parallel,
+    "serving": serving,
     **{
         name: partial(recorded, name)
         for name in (

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -21,7 +21,7 @@ from gma_hf import GMAForCausalLM
 
 
 pytest.importorskip("vllm")
-PATIENCE = 900  # seconds until a server must answer
+PATIENCE = 1800  # seconds until a server must answer
 SHAKESPEARE = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
 PROMPT = "JULIET:\n"
 LIMIT = 1024
@@ -83,6 +83,10 @@ def serving(folder: Path):
         yield server
     finally:
         process.terminate()
+        with suppress(subprocess.TimeoutExpired):  # while it starts, it does not listen
+            process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
