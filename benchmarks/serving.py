@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
             }
             close(llm)
         print(name, json.dumps(found[name], indent=2))
-    report = {"machine": machine("cpu"), "arguments": asdict(args), "found": found}
+    report = {"machine": machine("cpu"), "arguments": asdict(args) | {"output_dir": None}, "found": found}
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     (Path(args.output_dir) / "serving_cpu.json").write_text(json.dumps(report, indent=2) + "\n")
 
