@@ -2,7 +2,7 @@
 Compare token mixers under one budget: the same data, tokens, schedule and network, the learning rate of each mixer
 chosen on the same grid, several seeds. Writes a table with mean and spread, and a plot.
 
-WikiText-2 through a BPE of 8,000 (what was run of it: benchmarks/RESULTS.md), IMDB as bytes, ListOps:
+WikiText-2 through a BPE of 8,000 (what was run of it: docs/results/quality.md), IMDB as bytes, ListOps:
 
     python -m benchmarks.compare --config compare-wikitext2
     python -m benchmarks.compare --config compare-imdb-bytes

@@ -21,6 +21,20 @@ CARDS = {  # the order in which the checkpoints are shown, and what each is for
     "gma-minilm-l6-4k": ("the same of texts of up to 4,096 tokens", "long articles of the same"),
 }
 
+RECALLERS = {  # the mixers of recall.py in words
+    "gma-32": "GMA, the paper's read, K = 32",
+    "gma-32-p1": "GMA, read exponent 1, K = 32",
+    "gma-30-recommended": "GMA, recommended, K = 30",
+    "gma-64-recommended": "GMA, recommended, K = 64",
+    "softmax": "softmax attention",
+    "linear": "linear attention (elu + 1)",
+    "linear-unnormalized": "the same, not normalised",
+    "gla": "gated linear attention",
+    "delta": "delta rule",
+    "gated-delta": "gated delta rule",
+    "mamba": "Mamba",
+}
+
 
 def table(header: Row, rows: Iterable[Row]) -> str:
     """Return a table in Markdown."""
@@ -138,7 +152,7 @@ def routing_start() -> str:
 
 
 def recall() -> str:
-    """Return the share of right answers, a row for each mixer."""
+    """Return the share of right answers, a row for each mixer, in words."""
     groups, tasks = recall_groups(), ((8, 64), (16, 128), (8, 256))
     states = {runs[0]["mixer"]: runs[0]["state"] for runs in reversed(load("recall/recall.json"))}
     rows = []
@@ -146,8 +160,13 @@ def recall() -> str:
         found = [groups.get((*task, mixer_name)) for task in tasks]
         state = "grows with the row" if mixer_name == "softmax" else f"{states[mixer_name]:,}"
         cells = ("not run" if one is None else f"{one[0]:.1f} ({one[1]})" for one in found)
-        rows.append([mixer_name, state, *cells])
-    header = ["mixer", "numbers kept by a layer", *(f"{pairs} pairs in {length} tokens" for pairs, length in tasks)]
+        rows.append([RECALLERS[mixer_name], f"`{mixer_name}`", state, *cells])
+    header = [
+        "mixer",
+        "its name below",
+        "numbers kept by a layer",
+        *(f"{pairs} pairs in {length} tokens" for pairs, length in tasks),
+    ]
     return table(header, rows)
 
 
@@ -435,7 +454,10 @@ TABLES: dict[str, Callable[[], str]] = {
         name: partial(recorded, name)
         for name in (
             "additions_shakespeare",
+            "imdb_bytes_validation",
+            "recall_prototype",
             "recall_trials",
+            "recommended_starts",
             "gpt2_distillation",
             "minilm_half_distillation",
             "minilm_start",

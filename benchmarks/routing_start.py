@@ -7,7 +7,7 @@ after, and how many components are in use after (exponential of the entropy of t
         --output_dir runs/routing_start --max_steps 200 --per_device_train_batch_size 4 --learning_rate 2e-3 \
         --warmup_steps 20 --lr_scheduler_type cosine --weight_decay 0.1 --seed 0 --report_to none --save_strategy no
 
-`RESULTS.md` keeps what came out, `results/trainings/routing_start.json` its figures.
+`docs/results/tried.md` keeps what came out, `results/trainings/routing_start.json` its figures.
 """
 
 import json

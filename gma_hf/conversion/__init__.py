@@ -1,6 +1,6 @@
 """
-Models of Transformers to GMA, by families: weights, positions, mixtures, what `gma-hf convert` writes, and
-distillation.
+Conversion of models of Transformers to GMA, family by family: weights, positions and mixtures; and distillation of the
+converted models.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ __all__ = ["DistillationArguments", "DistillationTrainer", "convert_checkpoint",
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs Trainer, and with it the extra `train`, when it is asked for."""
+    """Import the parts that need Trainer, and so the extra `train`, only when they are used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import distillation

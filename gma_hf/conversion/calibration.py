@@ -1,4 +1,4 @@
-"""Texts or token batches that show a model what it usually reads."""
+"""Calibration texts: samples of what a model usually reads, as batches of tokens."""
 
 from collections.abc import Iterable, Iterator
 
@@ -19,8 +19,14 @@ def token_batches(
     calibration: Iterable, tokenizer: PreTrainedTokenizerBase | None, max_length: int, vocab_size: int
 ) -> list[Batch]:
     """
-    `input_ids` and `attention_mask` `[batch, N]` of texts (batched here) or of token batches (ids `[batch, N]`, or
-    dicts of them): as many as hold `CALIBRATION_TOKENS` real tokens, no row longer than `max_length`.
+    Return batches of `input_ids` and `attention_mask`, `[batch, N]`, that together hold `CALIBRATION_TOKENS` real
+    tokens, if there are so many. No row is longer than `max_length`.
+
+    Args:
+        calibration: texts, or token batches (ids `[batch, N]`, or dicts of them).
+        tokenizer: for texts.
+        max_length: longest row.
+        vocab_size: number of tokens that the model knows.
 
     Raises:
         ValueError: for texts without a tokenizer, for what is neither texts nor tokens, and for unknown tokens.
@@ -43,7 +49,7 @@ def token_batches(
 
 
 def all_batches(calibration: Iterable, tokenizer: PreTrainedTokenizerBase | None, max_length: int) -> Iterator[Batch]:
-    """The batches one after another."""
+    """Yield the batches one after another."""
     rows = []
     is_one = isinstance(calibration, (str, torch.Tensor)) or hasattr(calibration, "keys")
     for item in [calibration] if is_one else calibration:
@@ -66,14 +72,14 @@ def all_batches(calibration: Iterable, tokenizer: PreTrainedTokenizerBase | None
 
 
 def padded(rows: list[torch.Tensor]) -> Batch:
-    """Rows as one batch, padded on the right by whatever token, since padding is masked."""
+    """Return rows as one batch, padded on the right. Which token pads does not matter, since padding is masked."""
     pad = torch.nn.utils.rnn.pad_sequence
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
     return {"input_ids": pad(rows, batch_first=True), "attention_mask": mask}
 
 
 def batch_of(item: object, max_length: int) -> Batch:
-    """A token batch as the models take it."""
+    """Return a token batch as the models take it."""
     given = item if hasattr(item, "keys") else {"input_ids": item}
     try:
         ids = torch.as_tensor(given["input_ids"])
@@ -92,7 +98,7 @@ def batch_of(item: object, max_length: int) -> Batch:
 def mixer_inputs(
     model: GMAPreTrainedModel, indices: list[int], batches: list[Batch]
 ) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """What the mixers of some layers get to read: hidden states `[B, N, hidden]` with the mask of real tokens."""
+    """Return the inputs of the mixers of some layers: hidden states `[B, N, hidden]` and the mask of real tokens."""
     inputs = {index: [] for index in indices}
     mask = None
 

@@ -1,4 +1,4 @@
-"""`convert_checkpoint`: a model of Transformers, of one of the `FAMILIES`, as a GMA model."""
+"""`convert_checkpoint`: make a GMA model of a model of Transformers that belongs to one of the `FAMILIES`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,10 +28,10 @@ def convert_checkpoint(
 
     Embeddings, MLPs, norms, head and generation config carry over, and in the layers that stay softmax the attention
     too: with `layers="none"` the model computes what the source computes. In a GMA layer the projections carry over,
-    and with `calibration` the mixtures are fitted to the queries and keys that the source makes of it. What such a
-    layer computes is near the source's only after a distillation (`python -m gma_hf.recipes.distill`).
+    and with `calibration` the mixtures are fitted to the queries and keys that the source makes of it. The output of
+    such a layer is near the source's only after a distillation (`python -m gma_hf.recipes.distill`).
 
-    What a GMA model does otherwise than its source:
+    Where a GMA model differs from its source:
     - padding counts for nothing: positions count the real tokens of a row (GPT-2, GPT-Neo, BERT, ELECTRA, DistilBERT
       count its columns unless they get `position_ids`; with padding on the right this is the same), and a causal
       classifier reads the last real token by the `attention_mask` (the others: by the padding token);

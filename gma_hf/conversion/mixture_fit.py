@@ -1,4 +1,4 @@
-"""Where the components of a GMA layer start: from the queries and keys that the softmax layer in its place makes."""
+"""Start of the components of a GMA layer: fitted to the queries and keys of the softmax layer in its place."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ EXPONENTS = tuple(torch.linspace(*READ_EXPONENTS, 5).tolist())
 
 
 class Start(NamedTuple):
-    """What a GMA layer starts from, beside the projections."""
+    """Hold the start of a GMA layer, apart from its projections."""
 
     balance: torch.Tensor  # [H]: queries are multiplied by it and keys divided, which no softmax notices
     mixture: Mixture
@@ -98,8 +98,9 @@ def nearest_of(starts: list[Start], batches: list[Heads], config: GMAConfig) -> 
 
 def balanced(batches: list[Heads], config: GMAConfig) -> tuple[torch.Tensor, list[Heads]]:
     """
-    Return what queries are multiplied by and keys divided, `[H]`, so that both spread as far, and the batches after
-    it; ones where the layer normalises them, and the batches normalised.
+    Return the factors `[H]` by which queries are multiplied and keys are divided, so that both have the same spread,
+    and the batches after that. Where the layer normalises queries and keys, the factors are one and the batches
+    normalised.
     """
     if config.normalize_routing:
         batches = [x._replace(queries=normalize(x.queries), keys=normalize(x.keys)) for x in batches]
@@ -111,7 +112,9 @@ def balanced(batches: list[Heads], config: GMAConfig) -> tuple[torch.Tensor, lis
 
 
 def softmax_heads(attention: SoftmaxAttention, hidden_states: torch.Tensor, mask: torch.Tensor) -> Heads:
-    """Return what the heads make of a batch; a window counts columns, as the layer's own does."""
+    """
+    Return the queries, keys, values and outputs of the heads; a sliding window counts padding too, as the layer's.
+    """
     queries, keys, values = (
         projection(hidden_states).unflatten(-1, (attention.config.num_attention_heads, -1)).transpose(1, 2).float()
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -148,7 +151,7 @@ def kmeans(
     points: torch.Tensor, num_components: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    k-means from k-means++, in each head.
+    Run k-means, started by k-means++, in each head.
 
     Args:
         points: `[H, points, d]`, at least K.
@@ -172,12 +175,15 @@ def kmeans(
 
 
 def nearest(points: torch.Tensor, means: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Head by head, the index of the nearest mean of each point, `[points]`."""
+    """Yield, head by head, the index of the nearest mean of each point, `[points]`."""
     return (torch.cdist(x, mean).argmin(dim=-1) for x, mean in zip(points, means))
 
 
 def spread_means(points: torch.Tensor, num_components: int, generator: torch.Generator) -> torch.Tensor:
-    """k-means++: each next mean is a point, drawn in proportion to its squared distance from the means before it."""
+    """
+    Draw means by k-means++: each next mean is a point, with a chance proportional to its squared distance to the
+    others.
+    """
     heads = torch.arange(len(points), device=points.device)
     means = [points[:, 0]]
     distance = torch.full(points.shape[:2], torch.inf, device=points.device)

@@ -1,4 +1,4 @@
-"""What a converted model learns of its source, and how near it is: layers, language models, encoders."""
+"""Objectives of a distillation: what a converted model learns of its source, and figures of how near it is."""
 
 import math
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 
 class Objective:
     """
-    What is learned of a source, and how near a model is to it.
+    Say what is learned of a source, and how near a model is to it.
 
     `metrics` has the name of each figure, and what it says.
     """

@@ -1,4 +1,4 @@
-"""Positions beyond those of a source, for texts longer than it reads."""
+"""Positions beyond those of a source, for texts that are longer than the source can read."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What is to be converted: opened from a folder or the Hub, or a model that lives already."""
+"""The source of a conversion: opened from a folder or the Hub, or a model in memory."""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""The source of a distillation: what it gives for texts of any length, read in windows where it has to."""
+"""
+The source of a distillation: its outputs for texts of any length, by overlapping windows where a text is too long.
+"""
 
 from typing import Any
 
@@ -17,7 +19,7 @@ READ = ("input_ids", "attention_mask", "token_type_ids")  # and "labels", which 
 
 class Teacher:
     """
-    A source that reads what it has no room for in overlapping windows.
+    Let a source read texts that are too long for it in overlapping windows.
 
     Args:
         source: folder or Hub name of a checkpoint, or a model, with its softmax layers.

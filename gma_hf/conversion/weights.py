@@ -1,4 +1,4 @@
-"""The weights of a source in a GMA network whose layers all stay softmax: the same function in our modules."""
+"""Weights of a source in a GMA network whose layers are all softmax attention: the same function in our modules."""
 
 import copy
 
@@ -74,7 +74,7 @@ def shares_embeddings(source: PreTrainedModel, config_says: bool) -> bool:
 
 
 def find_family(source: PreTrainedModel) -> tuple[Family, Head]:
-    """Return the tables for a model, or refuse it."""
+    """Return the tables of a model's family, or refuse the model."""
     name = type(source).__name__
     for family in FAMILIES.values():
         if name in family.heads:

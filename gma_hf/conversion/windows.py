@@ -1,4 +1,4 @@
-"""Texts in overlapping windows: how a model reads those that are longer than it can read whole."""
+"""Overlapping windows, in which a model reads texts that are longer than it can read whole."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what the model is, how to open it, its metrics, its training arguments."""
+"""Model card of a checkpoint: what the model is, how to open it, its metrics, its training arguments."""
 
 import json
 import math
@@ -62,7 +62,7 @@ DESCRIPTION = """\
 USAGE = """```python
 from transformers import {{ auto_class }}{{ ", AutoTokenizer" if tokenizer }}
 
-# After `import gma_hf` nothing needs `trust_remote_code`
+# `trust_remote_code` is not needed after `import gma_hf`
 model = {{ auto_class }}.from_pretrained("{{ repo }}", trust_remote_code=True)
 {%- if tokenizer %}
 tokenizer = AutoTokenizer.from_pretrained("{{ repo }}", trust_remote_code=True)
@@ -79,7 +79,7 @@ Evaluations during the training:
 {% endif %}{% if arguments %}
 ## Training
 
-With `Trainer` of Transformers {{ transformers }}{{ seconds }}. Its arguments:
+Trained with `Trainer` of Transformers {{ transformers }}{{ seconds }}, with these arguments:
 
 {{ arguments }}
 {% endif %}"""
@@ -268,7 +268,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 def only_measured(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics without those that tell of the run itself."""
+    """Return the metrics without those of the run itself, such as its time."""
     of_the_run = ("epoch", "step", "total_flos", "parameters")
     return {
         name: value

@@ -24,7 +24,7 @@ def encoder_card(
     checkpoint is no sentence encoder.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         name: Hub name or folder, as the checkpoint is opened.
         description: what stands before the details of the model, in Markdown.
         sections: what stands before the details of the training, in Markdown.
@@ -42,7 +42,8 @@ def encoder_card(
 
     class CardData(SentenceTransformerModelCardData):
         def generate_usage_snippet(self) -> str:
-            opening = f'\\1("{name}", trust_remote_code=True)  # after `import gma_hf` without `trust_remote_code`'
+            words = "# `trust_remote_code` is not needed after `import gma_hf`"
+            opening = f'\\1("{name}", trust_remote_code=True)  {words}'
             return re.sub(r'(?:#.*\n)?(model = \w+)\("[^"]*"\)', opening, super().generate_usage_snippet())
 
     data = CardData(language=language, license=license, model_name=name.split("/")[-1], local_files_only=True)

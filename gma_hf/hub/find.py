@@ -1,4 +1,4 @@
-"""Whether there is a checkpoint of a name, as a folder, in the cache or on the Hub, and whether its class will do."""
+"""Checks that a name is a checkpoint, in a folder, in the cache or on the Hub, and that its class fits the task."""
 
 import os
 from pathlib import Path

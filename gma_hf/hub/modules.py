@@ -1,4 +1,4 @@
-"""What makes a checkpoint a model of sentence-transformers: the files of its modules, prompts and limits."""
+"""Files that make a checkpoint a model of sentence-transformers: its modules, prompts and limits."""
 
 import json
 import re

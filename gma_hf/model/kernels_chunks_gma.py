@@ -1,6 +1,6 @@
 """
-What our kernels over chunks of tokens share: products, what decays leave inside a chunk and around it, and how they
-are called. A row is a head of a batch row.
+Parts that all our kernels over chunks of tokens share: products, decays inside and across chunks, and their calls. A
+row is a head of a batch row.
 """
 
 import torch
@@ -17,15 +17,17 @@ if triton is not None:
 
     @triton.jit
     def _halves(x):
-        """Two bfloat16 numbers whose sum has 16 bits of x."""
+        """Return two bfloat16 numbers whose sum has 16 bits of x."""
         high = x.to(tl.bfloat16)
         return high, (x - high.to(tl.float32)).to(tl.bfloat16)
 
     @triton.jit
     def dot(a, b, total, PRECISION: tl.constexpr):
         """
-        `a b + total`. Beside a bfloat16 factor, which stays what it is, a float32 one is taken as its two halves: the
-        matrix units are faster at that than at TF32.
+        Return `a b + total`.
+
+        If one factor is bfloat16 and the other float32, the float32 factor is split into two bfloat16 numbers: two
+        products in bfloat16 are faster on the matrix units than one in TF32.
         """
         if a.dtype == b.dtype:
             return tl.dot(a, b, total, input_precision=PRECISION)
@@ -44,8 +46,9 @@ if triton is not None:
         CHUNK: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     ):  # fmt: skip
         """
-        What the gate and the borders of documents leave: from token to later token `[C, C]`, from the start of the
-        chunk to a token `[C]`, from a token to the end of the chunk `[C]`, and over the chunk.
+        Return the factors by which the forget gate and the borders of documents shrink what was written: from a token
+        to a later token `[C, C]`, from the start of the chunk to a token `[C]`, from a token to the end of the chunk
+        `[C]`, and over the whole chunk.
         """
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         is_earlier = tokens[:, None] >= tokens[None, :]
@@ -70,7 +73,7 @@ if triton is not None:
 
 
 class ChunkCalls:
-    """Calls of the kernels in the sizes of one scan."""
+    """Call the kernels with the sizes of one scan."""
 
     def __init__(
         self,
@@ -99,16 +102,16 @@ class ChunkCalls:
             self.options[f"BLOCK_{name}"] = tile if values.dtype == torch.bfloat16 else min(tile, block_size(size))
 
     def new_sums(self) -> Tensor:
-        """A number for each token of each row."""
+        """Return room for a number of each token of each row."""
         return self.like.new_empty(self.batch, self.heads, self.length)
 
     def new_states(self) -> Tensor:
-        """A flat state for each chunk."""
+        """Return room for a flat state of each chunk."""
         numbers = self.sizes["COMPONENTS"] * (self.sizes["WIDTH"] + 1)
         return self.like.new_empty(self.batch, self.heads, self.chunks, numbers)
 
     def new_carries(self) -> Tensor:
-        """A number for each chunk."""
+        """Return room for a number of each chunk."""
         return self.like.new_empty(self.batch, self.heads, self.chunks)
 
     def __call__(self, kernel, *arguments, layout: tuple[Tensor, ...], by_columns: bool = False, **flags) -> None:

@@ -1,7 +1,7 @@
 """
-Triton kernels for the short convolution: the output in one pass over the inputs, all gradients in another. Nothing is
-transposed, and padding is neither taken out nor put back: which token is the next real one is looked up. Without
-Triton this file imports all the same, and `has_kernels` says that there are no kernels.
+Triton kernels for the short convolution: the output in one pass over the inputs, all gradients in another. The kernels
+transpose nothing and leave padding where it is: they look up which token is the next real one. This file can be
+imported without Triton; `has_kernels` then returns False.
 """
 
 import torch
@@ -23,7 +23,9 @@ if triton is not None:
     def _find(
         order, mask, document_ids, row, places, length, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr
     ):  # fmt: skip
-        """The tokens at some places of a row, their documents, whether they exist, and whether they are real."""
+        """
+        Return the tokens at some places of a row, their documents, whether they exist, and whether they are real.
+        """
         exists = (places >= 0) & (places < length)
         tokens = row * length + places
         is_real = exists
@@ -37,13 +39,13 @@ if triton is not None:
 
     @triton.jit
     def _load(x, tokens, channels, is_wanted, stride, CHANNELS: tl.constexpr, DTYPE: tl.constexpr):
-        """Some channels of the tokens that are wanted, and 0 for the others."""
+        """Return some channels of the tokens for which `is_wanted` is true, and 0 for the others."""
         is_inside = is_wanted[:, None] & (channels < CHANNELS)[None, :]
         return tl.load(x + tokens[:, None] * stride + channels[None, :], mask=is_inside, other=0.0).to(DTYPE)
 
     @triton.jit
     def _store(x, tile, tokens, channels, exists, CHANNELS: tl.constexpr):
-        """Some channels of the tokens that exist, one token after another."""
+        """Store some channels of the tokens that exist, one token after another."""
         is_inside = exists[:, None] & (channels < CHANNELS)[None, :]
         tl.store(x + tokens[:, None] * CHANNELS + channels[None, :], tile.to(x.dtype.element_ty), mask=is_inside)
 
@@ -54,7 +56,9 @@ if triton is not None:
         HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
         BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        """Output of a block of places; `weight`: `[C, W]`. Grid: blocks of all rows, blocks of channels."""
+        """
+        Compute the output of a block of places; `weight`: `[C, W]`. Grid: blocks of all rows, blocks of channels.
+        """
         row = (tl.program_id(0) // blocks).to(tl.int64)
         places = tl.program_id(0) % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
         channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -82,8 +86,8 @@ if triton is not None:
         BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr,
     ):  # fmt: skip
         """
-        Gradient of x for one stripe of the places of all rows, and what they add to that of the weight. Grid: stripes,
-        blocks of channels.
+        Compute the gradient of x for one stripe of the places of all rows, and their part of the gradient of the
+        weight. Grid: stripes, blocks of channels.
         """
         stripe = tl.program_id(0)
         channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -117,7 +121,7 @@ if triton is not None:
 
 
 def convolution_problem(x: Tensor) -> str | None:
-    """Return what keeps the kernels from taking `x`; None where they take it."""
+    """Return why the kernels cannot take `x`, or None if they can."""
     if not (x.is_cuda or IS_INTERPRETED):
         return f"the inputs are on {x.device.type}"
     return None if has_kernels(x.device) else "there are no kernels for this device"
@@ -159,7 +163,7 @@ def launch_convolution_backward(grad_output: Tensor, inputs: ConvolutionInputs, 
 
 
 def _tensors(inputs: ConvolutionInputs) -> tuple[Tensor | None, ...]:
-    """Return the weight, the order, the mask and the documents as the kernels want them."""
+    """Return the weight, the order, the mask and the documents as the kernels need them."""
     _, weight, mask, order, ids = inputs
     mask = None if mask is None else mask.to(torch.bool).contiguous().view(torch.uint8)
     return weight.contiguous(), order, mask, None if ids is None else ids.contiguous()

@@ -1,7 +1,7 @@
 """
 Triton kernels for the responsibilities, from queries and keys straight to gamma: scores, softmax and mask in one pass,
-and all gradients in another. Neither features nor scores are written to memory. Without Triton this file imports all
-the same, and `has_kernels` says that there are no kernels.
+and all gradients in another. Neither features nor scores are written to memory. This file can be imported without
+Triton; `has_kernels` then returns False.
 
 A row is a head of a batch row, cut into blocks of tokens.
 """
@@ -26,7 +26,7 @@ if triton is not None:
 
     @triton.jit
     def _load_centred(x, centre, tokens, columns, stride, length, WIDTH: tl.constexpr):
-        """`x - centre` of some tokens of a row, float32; 0 in columns beyond the last."""
+        """Return `x - centre` of some tokens of a row, float32, with 0 in columns beyond the last."""
         values = load_tile(x, tokens, columns, stride, length, WIDTH).to(tl.float32)
         return values - tl.load(centre + columns, mask=columns < WIDTH, other=0.0)[None, :]
 
@@ -37,7 +37,10 @@ if triton is not None:
         WIDTH: tl.constexpr, COMPONENTS: tl.constexpr, HAS_MASK: tl.constexpr,
         BLOCK_TOKENS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
-        """Responsibilities of a block of tokens; `weights`: `[2, H, K, 2 d_r]`. Grid: blocks of all rows, sides."""
+        """
+        Compute the responsibilities of a block of tokens; `weights`: `[2, H, K, 2 d_r]`. Grid: blocks of all rows,
+        sides.
+        """
         row, side = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(1)
         tokens = tl.program_id(0) % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
         components = tl.arange(0, BLOCK_COMPONENTS)
@@ -80,9 +83,9 @@ if triton is not None:
         BLOCK_TOKENS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
         """
-        Gradient of some columns of x, queries or keys, for one stripe of the tokens of a head, and what they add to
-        that of the weights, `[2, H, 2 d_r, K]`, and of the constant. Grid: stripes of both sides, heads, blocks of
-        columns.
+        Compute the gradient of some columns of x (queries or keys) for one stripe of the tokens of a head, and their
+        part of the gradients of the weights, `[2, H, 2 d_r, K]`, and of the constant. Grid: stripes of both sides,
+        heads, blocks of columns.
         """
         stripes = tl.num_programs(0) // 2
         side, stripe = tl.program_id(0) // stripes, tl.program_id(0) % stripes
@@ -134,7 +137,7 @@ if triton is not None:
 
 
 class RoutingGradients(NamedTuple):
-    """The gradients of the inputs of the same names."""
+    """Hold the gradients of the inputs of the same names."""
 
     queries: Tensor
     keys: Tensor
@@ -192,8 +195,8 @@ def launch_route_backward(grad_gamma: Tensor, inputs: CausalInputs, gamma: Tenso
 
 def _tiles(dtype: torch.dtype, width: int, components: int) -> dict[str, int]:
     """
-    All components, and as many tokens and columns of x as leave their products in registers (looked up in what the
-    compiler makes for compute capability 8.6 and 9.0).
+    Return how many tokens, columns of x and components a tile has: all components, and as many tokens and columns as
+    keep the products in registers (read off the compiler's output for compute capability 8.6 and 9.0).
     """
     block_components = block_size(components)
     block = max(16, tile_size(dtype) * 64 // max(64, block_components))

@@ -1,6 +1,6 @@
 """
-Triton kernels for the causal scan over responsibilities, forward and backward (paper 3.6): what is written in each
-chunk of `CHUNK` tokens, the running sum of that over the chunks, and what the tokens of each chunk read.
+Triton kernels for the causal scan over responsibilities, forward and backward (paper 3.6). They compute what each
+chunk of `CHUNK` tokens writes, the running sum of these states over the chunks, and what the tokens of a chunk read.
 
 Inside, the state of a chunk is flat: K rows of the memory M, then the mass z. So is its gradient. A row is a head of a
 batch row.
@@ -34,7 +34,7 @@ if triton is not None:
         key, states, components, inside, read, epsilon,
         COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """What some slots hold at the tokens of a chunk, with eps, `[C, BLOCK]`."""
+        """Return the mass of some components at the tokens of a chunk, plus epsilon, `[C, BLOCK]`."""
         mass = tl.load(states + COMPONENTS * WIDTH + components, mask=components < COMPONENTS, other=0.0)
         return dot(inside, key, read[:, None] * mass[None, :] + epsilon, PRECISION)
 
@@ -43,7 +43,7 @@ if triton is not None:
         x, y, tokens, length, x_stride_token, y_stride_token,
         WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """`X Y^T` of the tokens of a chunk, `[C, C]`."""
+        """Return `X Y^T` of the tokens of a chunk, `[C, C]`."""
         result = tl.zeros([CHUNK, CHUNK], tl.float32)
         for start in range(0, WIDTH, BLOCK_WIDTH):
             columns = start + tl.arange(0, BLOCK_WIDTH)
@@ -60,7 +60,7 @@ if triton is not None:
         HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_EXPONENT: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """What the tokens of a chunk write into the state after it, `GammaK^T [V, 1]`. Grid: chunks of all rows."""
+        """Compute what the tokens of a chunk write, `GammaK^T [V, 1]`. Grid: chunks of all rows."""
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         _, _, write, carry = decays(
@@ -88,9 +88,9 @@ if triton is not None:
         COMPONENTS: tl.constexpr, WIDTH: tl.constexpr, IS_GRADIENT: tl.constexpr, BLOCK_STATE: tl.constexpr,
     ):  # fmt: skip
         """
-        In the place of what each chunk adds to a state, the state before it; from the last chunk to the first
-        (`IS_GRADIENT`), its gradient after it. `first` and `last`, `[rows, K, d_v + 1]`, are what it begins and ends
-        with. Grid: rows, blocks of numbers of a state.
+        Replace what each chunk adds to the state by the state before the chunk. With `IS_GRADIENT` the sum runs from
+        the last chunk to the first, and gives the gradient of the state after each chunk. `first` and `last`,
+        `[rows, K, d_v + 1]`, are where the sum begins and ends. Grid: rows, blocks of numbers of a state.
         """
         SIZE: tl.constexpr = COMPONENTS * (WIDTH + 1)
         row = tl.program_id(0).to(tl.int64)
@@ -116,7 +116,7 @@ if triton is not None:
         HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_EXPONENT: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """`O = R M / R w` of a chunk, and the normaliser `R w`. Grid: chunks of all rows, columns."""
+        """Compute `O = R M / R w` of a chunk, and the normaliser `R w`. Grid: chunks of all rows, columns."""
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
@@ -163,7 +163,8 @@ if triton is not None:
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """
-        What the tokens of a chunk add to the gradient of the memory before it, `R^T` times the gradient of `R M`.
+        Compute what the tokens of a chunk add to the gradient of the memory before the chunk: `R^T` times the gradient
+        of `R M`.
         `scratch`: `[N, K]` of a row. Grid: chunks of all rows.
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
@@ -213,9 +214,10 @@ if triton is not None:
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """
-        Gradient of the queries' responsibilities of a chunk; what reading adds to the gradient of the mass before the
-        chunk and, by the read exponent, to that of what the slots hold at each token, `[N, K]`; and to that of the
-        elapsed log decays. `delta` is `sum(grad_output * output)`. Grid: chunks of all rows.
+        Compute the gradient of the queries' responsibilities of a chunk, and what reading adds to three other
+        gradients: that of the mass before the chunk; by the read exponent, that of the mass of each component at each
+        token, `[N, K]`; and that of the elapsed log decays. `delta` is `sum(grad_output * output)`. Grid: chunks of
+        all rows.
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -295,7 +297,7 @@ if triton is not None:
         HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_EXPONENT: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """Gradient of the values of a chunk. Grid: chunks of all rows, columns."""
+        """Compute the gradient of the values of a chunk. Grid: chunks of all rows, columns."""
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
         columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
@@ -340,10 +342,10 @@ if triton is not None:
         BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
         """
-        Gradients of the keys' responsibilities and of the log decays of a chunk, in the place of those of what the
-        slots hold and of the elapsed log decays, see `_grad_read_kernel`. All that decays does so by `exp` of a
-        difference of elapsed log decays, so that its gradient times its value goes to the two ends. Grid: chunks of
-        all rows.
+        Compute the gradients of the keys' responsibilities and of the log decays of a chunk. They replace the
+        gradients of the mass and of the elapsed log decays that `_grad_read_kernel` left in their place. Every decay
+        is `exp` of a difference of two elapsed log decays, so its gradient times its value is added to the one and
+        subtracted from the other. Grid: chunks of all rows.
         """
         chunk, row = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
         tokens = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -408,7 +410,7 @@ if triton is not None:
 
 
 class ScanGradients(NamedTuple):
-    """The gradients of what `scan` was given."""
+    """Hold the gradients of the arguments of `scan`."""
 
     gamma: Tensor  # [2, B, H, N, K]
     values: Tensor
@@ -427,7 +429,7 @@ def scan(
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
-    What the tokens read, and the state after them.
+    Return what the tokens read, and the state after them.
 
     Args:
         gamma: responsibilities of queries and of keys, `[2, B, H, N, K]`, float32, contiguous.
@@ -465,7 +467,7 @@ def scan_backward(
     states: Tensor,
     epsilon: float,
 ) -> ScanGradients:
-    """Return the gradients of the arguments of `scan`, from what it gave."""
+    """Return the gradients of the arguments of `scan`, from its results."""
     query_gamma, key_gamma = gamma
     calls = ChunkCalls(query_gamma, values, log_decay, document_ids, read_exponent)
     grad_first, grad_values, grad_gamma = (torch.empty_like(x) for x in (grad_state, values, gamma))
@@ -489,6 +491,6 @@ def scan_backward(
 
 
 def _sum(calls: ChunkCalls, states: Tensor, carries: Tensor, first: Tensor, last: Tensor, **flags) -> None:
-    """`_sum_kernel` from `first` to `last`."""
+    """Run `_sum_kernel` from the state `first` to the state `last`."""
     grid = (calls.batch * calls.heads, ceil_div(states.shape[-1], BLOCK_STATE))
     _sum_kernel[grid](states, carries, first, last, calls.chunks, **calls.sizes, **flags, BLOCK_STATE=BLOCK_STATE)

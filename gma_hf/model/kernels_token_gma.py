@@ -22,7 +22,7 @@ if triton is not None:
         ROUTING: tl.constexpr, COMPONENTS: tl.constexpr, BLOCK_ROUTING: tl.constexpr,
         BLOCK_COMPONENTS: tl.constexpr,
     ):  # fmt: skip
-        """Responsibilities of one vector, `[BLOCK_COMPONENTS]`, 0 beyond the last component."""
+        """Return the responsibilities of one vector, `[BLOCK_COMPONENTS]`, with 0 beyond the last component."""
         is_component = components < COMPONENTS
         scores = tl.zeros([BLOCK_COMPONENTS], tl.float32)
         for start in range(0, ROUTING, BLOCK_ROUTING):
@@ -50,7 +50,7 @@ if triton is not None:
         HAS_MASK: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_EXPONENT: tl.constexpr,
         BLOCK_ROUTING: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """The state after the token, which may be written over the one before, and what it reads. Grid: rows."""
+        """Compute the state after a token, which may overwrite the one before, and what it reads. Grid: rows."""
         row = tl.program_id(0).to(tl.int64)
         batch, head = row // heads, row % heads
         components = tl.arange(0, BLOCK_COMPONENTS)
@@ -104,7 +104,7 @@ if triton is not None:
 
 
 def token_tiles(components: int, routing: int, width: int) -> dict[str, int]:
-    """Return all components, and as many columns as leave a tile in registers."""
+    """Return the sizes of a tile: all components, and as many columns as keep the tile in registers."""
     block = block_size(components)
     columns = max(1, TILE // block)
     return {

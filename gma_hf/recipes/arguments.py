@@ -109,7 +109,7 @@ class ParallelArguments:
 
     sequence_parallel_size: int = field(
         default=1,
-        metadata={"help": "Processes that read each block together, a part each; it divides their number."},
+        metadata={"help": "Processes that read each block together, a part each; divides the number of processes."},
     )
 
     def trainer_class(self) -> Callable[..., Trainer]:
@@ -120,7 +120,7 @@ class ParallelArguments:
 
 
 class Parser(HfArgumentParser):
-    """Arguments as dataclasses; what argparse would end the process for is an error."""
+    """Parse arguments into dataclasses, and raise an error where argparse would end the process."""
 
     def error(self, message: str) -> None:
         raise ValueError(f"Arguments must be as `--help` says, but: {message}.")

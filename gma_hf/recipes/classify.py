@@ -9,7 +9,7 @@ SST-2 with a GMA encoder from scratch, or with a checkpoint (`--model_name_or_pa
         --output_dir runs/gma-sst2 --learning_rate 1e-3 --num_train_epochs 2 --per_device_train_batch_size 32 \
         --report_to none
 
-IMDB as bytes, as Long Range Arena's Text, from a language model of them (what came of it: benchmarks/RESULTS.md):
+IMDB as bytes, as Long Range Arena's Text, from a language model of them (results: docs/results/quality.md):
 
     python -m gma_hf.recipes.train_clm --config imdb-bytes-lm
     python -m gma_hf.recipes.classify --config imdb-bytes

@@ -1,5 +1,5 @@
 """
-Open a causal checkpoint through the Auto classes, generate text from its state, and say how fast and how large:
+Open a causal checkpoint through the Auto classes, generate text, and print its speed and the size of its state:
 
     python -m gma_hf.recipes.demo --prompt "JULIET:" --max_new_tokens 200
 """

@@ -12,12 +12,12 @@ The model is measured against its source before, between and after; table and pl
         --train_file ../shared/data/wikitext-2/train.txt --validation_file ../shared/data/wikitext-2/valid.txt \
         --stage1_steps 100 --max_steps 140 --per_device_train_batch_size 8 --learning_rate 1e-3
 
-With `--max_position_embeddings` above the source's, the model reads longer texts than its source, and what the source
-has no room for it teaches from overlapping windows. A language model learns long texts with a long `--block_size`, an
-encoder with `--max_documents`: documents of all lengths beside the sentences. A model that was distilled on sentences
-before can be what this starts from (`--start_from`).
+With `--max_position_embeddings` above the source's, the model reads longer texts than its source. The source then
+reads a long text in overlapping windows. A language model learns long texts with a long `--block_size`, an encoder
+with `--max_documents`: documents of all lengths beside the sentences. `--start_from` continues from a model that was
+distilled before, for instance on sentences.
 
-The commands of the shipped checkpoints are on their cards. Run again with the same `--output_dir`, each stage goes on
+The commands of the shipped checkpoints are on their cards. Run again with the same `--output_dir`, each stage resumes
 from its last checkpoint, and a stage that has ended is not repeated. `transformers.TrainingArguments` hold for both
 stages, except that `--max_steps` and `--learning_rate` are those of the second.
 """
@@ -80,17 +80,19 @@ class ConversionArguments:
         default=256, metadata={"help": "Training examples that the mixtures are fitted to."}
     )
     source_name: str | None = field(
-        default=None, metadata={"help": "Of the source in the card, where it is a folder."}
+        default=None, metadata={"help": "Hub name of the source, for the card, if the source is a folder."}
     )
-    license: str | None = field(default=None, metadata={"help": "Of the source's weights, for the card."})
-    half: bool = field(default=False, metadata={"help": "Keep the weights in half precision in the end."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the source's weights, for the card."})
+    half: bool = field(default=False, metadata={"help": "Save the weights in half precision."})
     max_validation: int = field(default=1000, metadata={"help": "Validation examples (blocks, sentences), at most."})
     max_sentences: int = field(
         default=200_000, metadata={"help": "Sentences of the training text, at most, where embeddings are distilled."}
     )
     max_documents: int = field(
         default=0,
-        metadata={"help": "Documents beside them, of up to as many tokens as the model has positions, at most."},
+        metadata={
+            "help": "Documents of the training text beside the sentences, at most; cut at the positions of the model."
+        },
     )
     max_validation_documents: int = field(
         default=50, metadata={"help": "Validation documents, at most, if there are documents to train on."}
@@ -152,7 +154,7 @@ def make_examples(
 
 def open_student(source: GMAPreTrainedModel, args: ConversionArguments, examples: Dataset) -> GMAPreTrainedModel:
     """
-    Return what is distilled, in float32: a conversion of the source, or what was distilled of it before.
+    Return the model to be distilled, in float32: a conversion of the source, or one that was distilled before.
 
     Raises:
         ValueError: if there is no such checkpoint, or positions or fields of the mixer are wrong.
@@ -188,8 +190,10 @@ def halve(model: GMAPreTrainedModel) -> dict[str, torch.Tensor]:
 
 def check_run(output: Path, settings: dict) -> None:
     """
+    Refuse a folder that cannot be written to, or that holds a run with other settings.
+
     Raises:
-        ValueError: if nothing can be written to `output`, or a run in it was begun with other settings.
+        ValueError: for such a folder.
     """
     check_output(str(output))
     if not (output / SETTINGS).exists():

@@ -1,4 +1,4 @@
-"""The model card of a distilled model: what it is, how near to its source each stage brought it, and the command."""
+"""Model card of a distilled model: what it is, how near to its source each stage brought it, and the command."""
 
 import json
 import platform
@@ -26,12 +26,12 @@ PLOT = "distillation.png"
 DESCRIPTION = """\
 {{ source }}, converted to Gaussian Mixture Attention (Huang and Raza, 2026, arXiv:2606.18283) by `gma_hf` and
 distilled{{ stages }}. {{ layers }} of {{ all_layers }} layers are GMA, with {{ components }} components per head;
-{{ parameters }} parameters. What its source is good for and may be used for holds for it too, as far as the figures
-below say; beyond the length of the distillation's examples ({{ longest }} tokens) nothing was measured."""
+{{ parameters }} parameters. Use it for what its source is used for, as far as the figures below support that. It was
+distilled and measured on texts of at most {{ longest }} tokens."""
 USAGE = """```python
 from transformers import AutoTokenizer, {{ auto_class }}
 
-# With `import gma_hf` before, neither needs `trust_remote_code`
+# `trust_remote_code` is not needed after `import gma_hf`
 tokenizer = AutoTokenizer.from_pretrained("{{ folder }}", trust_remote_code=True)
 model = {{ auto_class }}.from_pretrained("{{ folder }}", trust_remote_code=True)
 ```"""
@@ -43,14 +43,14 @@ SECTIONS = """## How near it is to its source
 
 ![What each stage recovered]({{ plot }})
 
-Error of a GMA layer on the source's hidden states: the mean squared difference from what the softmax layer gave, over
-the variance of that (1: as good as giving the mean).
+Error of each GMA layer when it reads the source's hidden states: the mean squared difference from the output of the
+softmax layer in its place, over the variance of that output. A layer that always gave the mean would have 1.
 
 {{ error_table }}
 
 ## How it was made
 
-Data: {{ data }}. Seed {{ seed }}; stages of {{ seconds }} seconds; {{ machine }}.
+Data: {{ data }}. Seed: {{ seed }}. Time of the stages: {{ seconds }} seconds on {{ machine }}.
 
 ```bash
 {{ command }}
@@ -83,8 +83,11 @@ def write_card(
 
     Args:
         found: the figures before and after each stage.
-        args: of the recipe.
-        command: that made the model.
+        model: the distilled model.
+        args: arguments of the recipe.
+        data: the texts that were read.
+        training: arguments of the training.
+        command: the command that made the model.
     """
     rows, errors = found.rows, found.layer_errors
     (folder / "distillation.json").write_text(json.dumps({"rows": rows, "layer_errors": errors}, indent=1) + "\n")
@@ -126,7 +129,7 @@ def write_card(
 
 def stages(number: int, start_from: str | None) -> str:
     """Return how a model was distilled, in words, after "distilled"."""
-    whole = "the whole model on what the source gives"
+    whole = "the whole model on the outputs of the source"
     if number == 2:
         whole = f"in two stages: first each GMA layer alone, on the source's own hidden states, then {whole}"
     return f", {whole}" if start_from is None else f" again, {whole}, from `{Path(start_from).name}` on"

@@ -61,14 +61,14 @@ class EvaluationArguments:
     max_length: int = field(default=512, metadata={"help": "Tokens of a text that are read (classifiers)."})
     max_examples: int | None = field(default=None, metadata={"help": "Blocks or texts, at most."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of masked tokens (masked models)."})
-    seed: int = field(default=0, metadata={"help": "Of what is masked."})
+    seed: int = field(default=0, metadata={"help": "Seed of the masking."})
     batch_size: int = field(default=16, metadata={"help": "Blocks or texts at a time."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
     force: bool = field(default=False, metadata={"help": "Replace a file at output_file."})
 
 
 def load_texts(args: EvaluationArguments) -> Dataset:
-    """Return one split of a data set, or what files hold, where it has a text."""
+    """Return the rows with a text of one split of a data set, or of files."""
     if (args.dataset_name is None) == (args.test_file is None):
         given = "neither" if args.test_file is None else "both"
         raise ValueError(f"Exactly one of `dataset_name` and `test_file` must be given, but {given} are.")

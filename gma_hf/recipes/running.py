@@ -1,4 +1,4 @@
-"""A recipe as a command: what is wrong with its input, or missing, ends it with one sentence."""
+"""Recipes as commands: wrong input or a missing library ends them with one sentence."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ def train_extra() -> Iterator[None]:
     Import in the block what `pip install "gma-hf[train]"` installs.
 
     Raises:
-        MissingExtra: if it is not installed; a recipe that is run as a command says so and ends (`start_recipe`).
+        MissingExtra: if it is not installed; a recipe that is run as a command then ends with this sentence.
     """
     with extra("train", "A recipe"):
         import accelerate  # noqa: F401  Trainer's

@@ -1,5 +1,5 @@
 """
-Take generated text piece by piece, as it comes: the model writes in a thread of its own.
+Take generated text piece by piece while the model generates it in another thread.
 
     python -m gma_hf.recipes.stream --prompt "JULIET:" --max_new_tokens 200
 """
@@ -37,14 +37,15 @@ class StreamArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
     device: str = field(default="auto", metadata={"help": "Where to compute: auto, cpu, cuda:0."})
     dtype: str = field(
-        default="auto", metadata={"help": "Of the weights: auto (the checkpoint's), float32, bfloat16, float16."}
+        default="auto",
+        metadata={"help": "Data type of the weights: auto (the checkpoint's), float32, bfloat16, float16."},
     )
 
 
 def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **choices: Any) -> Iterator[str]:
     """
-    Yield the text that the model adds to `prompt`, in pieces; `choices` are those of `TextSession.generate`. It ends
-    at the last token that the model takes. Closing the generator ends the writing after the next token.
+    Yield the continuation of `prompt` in pieces; `choices` are those of `TextSession.generate`. It ends at the last
+    position of the model. Closing the generator ends the generation after the next token.
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     is_closed = Event()

@@ -23,13 +23,13 @@ Other text: a data set of the Hub by its name, or files; another tokenizer; anot
     python -m gma_hf.recipes.train_clm --train_file train.txt --validation_file valid.txt --train_tokenizer 8000 \
         --model_config my_config.json --output_dir runs/mine
 
-Blocks that are too long for one process, a half of each in either of two (GMA layers only):
+Blocks that are too long for one process, cut in two halves, one for each of two processes (GMA layers only):
 
     torchrun --nproc_per_node 2 -m gma_hf.recipes.train_clm --sequence_parallel_size 2 --block_size 65536 ...
 
 Arguments may stand in a YAML file (`--config FILE`; those of `gma_hf/recipes/configs` by their name), and
-`--early_stopping_patience N` ends what no longer gains. Run again with the same `--output_dir`, training resumes from
-its last checkpoint, or says that it is finished. Fine-tune a checkpoint by `--model_name_or_path`. All of
+`--early_stopping_patience N` ends a training that no longer gains. Run again with the same `--output_dir`, training
+resumes from its last checkpoint, or says that it is finished. Fine-tune a checkpoint by `--model_name_or_path`. All of
 `transformers.TrainingArguments` are accepted; `--help` lists everything.
 """
 

@@ -8,7 +8,7 @@ A small GMA encoder on WikiText-2:
         --block_size 256 --output_dir runs/gma-mlm --max_steps 1000 --per_device_train_batch_size 8 \
         --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_steps 100 --weight_decay 0.1 --report_to none
 
-A checkpoint goes on with `--model_name_or_path`; other text, `--config` and what a second run does: as in
+`--model_name_or_path` trains a checkpoint further; other text, `--config` and what a second run does: as in
 `train_clm.py`. Each block is masked anew every time it is read; the validation text is masked once, by `--seed`.
 """
 
@@ -42,7 +42,7 @@ with train_extra():
 
 @dataclass
 class MaskingArguments:
-    """What the model has to find out."""
+    """Which tokens the model has to predict."""
 
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens to predict."})
 

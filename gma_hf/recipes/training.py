@@ -1,4 +1,4 @@
-"""Train from where an earlier run stopped, evaluate and save: what the training recipes do alike."""
+"""Train from where an earlier run stopped, evaluate and save: the parts that all training recipes share."""
 
 import json
 import math
@@ -19,7 +19,7 @@ with train_extra():
 
 @dataclass
 class Start:
-    """Where a training starts: from nothing, from a checkpoint, or behind its end."""
+    """Say where a training starts: from nothing, from a checkpoint, or after its end."""
 
     checkpoint: str | None = None
     done: str = ""  # how far the checkpoint was trained, in words
@@ -61,8 +61,10 @@ def evaluations_in_vain(state: TrainerState) -> int:
 
 def check_output(output_dir: str) -> None:
     """
+    Refuse an `output_dir` that cannot be written to.
+
     Raises:
-        ValueError: if `output_dir` is no folder to write to, nor can be made one.
+        ValueError: if it is no folder to write to, and cannot be made one.
     """
     folder = Path(output_dir).absolute()
     while not folder.exists() and folder != folder.parent:

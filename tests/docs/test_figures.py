@@ -1,4 +1,4 @@
-"""Tables and plots of README.md and docs/ are what the JSON of the runs gives."""
+"""Tables, plots and numbers of runs in README.md and docs/ are what the JSON of the runs gives."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import figures, style
+from benchmarks.figure_numbers import NUMBERS
 from benchmarks.figure_tables import TABLES
 
 
@@ -13,12 +14,21 @@ ROOT = Path(__file__).parents[2]
 PAGES = figures.pages()
 # Pages whose tables may hold figures of runs
 OF_RESULTS = [page for page in PAGES if page.name == "README.md" or "results" in page.parts]
+# What looks like a figure of a run in a sentence: a number with a unit, or with three digits or more and a point
+FIGURE = re.compile(
+    r"\d (?:%|points|nats|MiB|ms|s|seconds)(?!\w)|\d times (?:as|that|its)|"
+    r"(?<![\w.])(?:\d{2,}\.\d|\d\.\d{3,})(?![\w.])"
+)
+LONG_TEXTS = re.compile(r"^## Long (?:texts|documents)\n.*?(?=^## )", re.DOTALL | re.MULTILINE)  # are measured anew
+CODE = re.compile(r"^```.*?^```|`[^`\n]+`|\]\(\S+\)", re.DOTALL | re.MULTILINE)
+# Pages whose figures are elsewhere: counted from the code, or in JSON that no script writes into them yet
+ELSEWHERE = ("many-machines.md", "serve.md", "serving-costs.md", "versions.md", "libraries.md", "refusals.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_tables_are_what_the_json_gives(page):
+def test_tables_and_numbers_are_what_the_json_gives(page):
     text = page.read_text(encoding="utf-8")
-    assert figures.with_tables(text) == text, "run `make figures`"
+    assert figures.with_figures(text) == text, "run `make figures`"
 
 
 @pytest.mark.parametrize("name", figures.PLOTS)
@@ -28,11 +38,12 @@ def test_a_plot_is_what_the_json_gives(name):
 
 
 def test_a_changed_figure_is_noticed():
-    """In a table and in a plot."""
+    """In a table, in a sentence and in a plot."""
     page = ROOT / "docs" / "results" / "speed.md"
     text = page.read_text(encoding="utf-8")
-    changed = text.replace("| 34.3 |", "| 33.3 |", 1)
-    assert changed != text and figures.with_tables(changed) == text
+    for figure, another in (("| 34.3 |", "| 33.3 |"), ("takes 10<!--", "takes 12<!--")):
+        changed = text.replace(figure, another, 1)
+        assert changed != text and figures.with_figures(changed) == text
     plot = figures.PLOTS["decode_cpu"]()
     before = style.fingerprint(plot)
     line = plot.axes[0].lines[0]
@@ -46,10 +57,20 @@ def test_no_table_of_results_is_by_hand():
         assert not re.search(r"^\|[ -]*-", rest, re.MULTILINE), page
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in ELSEWHERE], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_no_figure_in_a_sentence_is_by_hand(page):
+    text = figures.TABLE.sub("", page.read_text(encoding="utf-8"))
+    text = CODE.sub("", figures.NUMBER.sub("", LONG_TEXTS.sub("", text)))
+    assert FIGURE.findall(text) == []
+
+
 def test_everything_is_shown():
-    """No table and no plot is made for nothing, and no picture is missing."""
+    """No table, no number and no plot is made for nothing, and no picture is missing."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert {name for name in TABLES if f"<!-- table: {name} -->" not in text} == set()
+    assert {name for name in NUMBERS if f"<!-- = {name} -->" not in text} == set()
     shown = set(re.findall(r"\]\(\S*figures/([\w-]+)\.png\)", text))
     assert set(figures.PLOTS) <= shown
     assert all((figures.FOLDER / f"{name}.png").is_file() for name in shown)

@@ -1,6 +1,6 @@
 """
-Which module of a source becomes which module of a GMA network, family by family. A new family is a table here and its
-sizes in tests/conversion/conftest.py.
+Tables of which module of a source becomes which module of a GMA network, family by family. A new family is a table
+here and its sizes in tests/conversion/conftest.py.
 """
 
 from transformers import PreTrainedConfig

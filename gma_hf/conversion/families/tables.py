@@ -1,4 +1,4 @@
-"""What a table of a family holds, and how a source is refused that differs in what no table can say."""
+"""Content of the table of a family, and the refusal of sources that no table can describe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,0 +1,249 @@
+"""
+The numbers in the prose of README.md and docs/, each made from the JSON of a run.
+
+A number of a run stands in a sentence with its name behind it, as `83<!-- = recall_16_pairs -->`.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+
+from huggingface_hub import ModelCard
+
+from .figure_data import RESULTS, ROOT, load, parameters_in, recall_groups, training_scores
+
+
+BOTH = "forward + backward"
+ADDED = " + conv + gates, no positions"
+SOFTMAX = "softmax + conv + output gate, no positions"
+TURNS = ": time per token over GMA's in the same turns"
+GPT2, PREALLOCATED, LINEAR = "GPT-2" + TURNS, "GPT-2, preallocated cache" + TURNS, "linear (elu + 1)" + TURNS
+ITSELF = "GMA's time per token over that at the shortest context"
+
+
+def more(one: float, other: float) -> str:
+    """Return by how many percent the first is more than the second."""
+    return f"{100 * (one / other - 1):.0f}"
+
+
+def less(one: float, other: float) -> str:
+    """Return by how many percent the first is less than the second."""
+    return f"{100 * (1 - one / other):.0f}"
+
+
+def first_above_one(file: str, contender: str, what: str = BOTH) -> str:
+    """Return the shortest length measured from which on a contender takes longer than GMA."""
+    times = load(file)["ratios"][f"{contender}'s time over GMA's"][what]
+    slower = [int(length) for length, ratio in times.items() if ratio <= 1]
+    return f"{min(int(length) for length in times if int(length) > max(slower, default=0)):,}"
+
+
+def extremes(name: str, values: Iterable[float], digits: int = 1) -> dict[str, Callable[[], str]]:
+    """Return the numbers `NAME_least` and `NAME_most`."""
+    values = list(values)
+    return {
+        f"{name}_least": lambda: f"{min(values):.{digits}f}",
+        f"{name}_most": lambda: f"{max(values):.{digits}f}",
+    }
+
+
+def perplexity(mixer: str) -> float:
+    """Return the mean perplexity of a mixer on WikiText-2 under the small budget."""
+    return statistics.mean(training_scores("wikitext2")[mixer])
+
+
+def accuracy(folder: str, mixer: str) -> float:
+    """Return the mean accuracy of a mixer in a comparison, in %."""
+    return statistics.mean(training_scores(folder)[mixer])
+
+
+def recommended() -> str:
+    """Return the mean perplexity of `GMAConfig.recommended` on WikiText-2."""
+    values = load("recorded/recommended_starts.json")["rows"][0][1]
+    return f"{statistics.mean(map(float, values.split(', '))):.1f}"
+
+
+def longer() -> str:
+    """Return how many times as many tokens the long training on WikiText-2 reads."""
+    read = []
+    for folder in ("wikitext2", "wikitext2-long"):
+        steps = load(f"trainings/{folder}/results.json")["linear" + ADDED][0]["steps"]
+        read.append(steps * load(f"trainings/{folder}/settings.json")["batch_size"])
+    return f"{read[1] / read[0]:.1f}"
+
+
+def seed_of_gma(seed: int) -> str:
+    """Return the perplexity of one seed of the best GMA of that comparison."""
+    return f"{training_scores('wikitext2')['gma' + ADDED][seed]:.1f}"
+
+
+def cooler() -> str:
+    """Return by how many percent a start temperature of 0.1 is better, over three seeds."""
+    runs = (load(f"trainings/wikitext2/tried/gt.1-0.004-{seed}-800.json")["loss"] for seed in (0, 1, 2))
+    return f"{100 * (1 - statistics.mean(map(math.exp, runs)) / perplexity('gma' + ADDED)):.1f}"
+
+
+def right(pairs: int, length: int, mixer: str, digits: int = 0) -> str:
+    """Return the share of right answers in %."""
+    return f"{recall_groups()[pairs, length, mixer][0]:.{digits}f}"
+
+
+def right_elsewhere() -> str:
+    """Return the share of right answers in % of 8 pairs in 512 tokens, after a training on 64."""
+    found = next(runs for runs in load("recall/recall.json") if runs[0]["label"] == "gma-30-recommended")
+    shares = (part["accuracy"] for run in found for part in run["evaluation"] if part["length"] == 512)
+    return f"{100 * statistics.mean(shares):.0f}"
+
+
+def listops(mixer: str, seeds: Iterable[int] = (0, 1, 2)) -> str:
+    """Return the accuracy in % at the rate 2e-3."""
+    runs = (load(f"trainings/listops/other-rates/{mixer}-0.002-{seed}-1500.json") for seed in seeds)
+    return f"{100 * statistics.mean(run['accuracy'] for run in runs):.1f}"
+
+
+def imdb(file: str, name: str) -> str:
+    """Return the accuracy of `gma-imdb-bytes` in %."""
+    return f"{100 * load(f'trainings/gma-imdb-bytes/{file}.json')[name]:.2f}"
+
+
+def card_figure(name: str, digits: int) -> str:
+    """Return the figure that the card of a checkpoint names first."""
+    card = ModelCard.load(ROOT / "model_cards" / name / "README.md").data
+    return f"{card.eval_results[0].metric_value:.{digits}f}"
+
+
+def more_parameters(name: str, folder: str, mixer: str) -> str:
+    """Return by how many percent a checkpoint has more parameters than a mixer it is compared with."""
+    return more(
+        parameters_in(ROOT / "model_cards" / name), load(f"trainings/{folder}/results.json")[mixer][0]["parameters"]
+    )
+
+
+def standard_error(share: float, examples: int) -> str:
+    """Return the standard error of an accuracy, in points."""
+    return f"{100 * math.sqrt(share * (1 - share) / examples):.1f}"
+
+
+def over_gma(folder: str) -> list[float]:
+    """Return how many times as long a step of softmax attention takes as one of the other mixers."""
+    costs = {name: cost["milliseconds"] for name, cost in load(f"trainings/{folder}/costs.json").items()}
+    softmax = next(cost for name, cost in costs.items() if name.startswith("softmax"))
+    return [softmax / cost for name, cost in costs.items() if name.startswith(("gma", "linear"))]
+
+
+def chunks_of_32() -> list[float]:
+    """Return by how many percent chunks of 32 take less time than chunks of 64."""
+    times = load("chunk_size_cpu.json")[BOTH]
+    return [100 * (1 - time / times["chunks of 64"][length]) for length, time in times["chunks of 32"].items()]
+
+
+def doubled(what: str) -> list[float]:
+    """Return by how much time or memory grows when the tokens double, from 8,192 on."""
+    grown = load("mixer_cpu.json")["ratios"]["GMA when the tokens double"][what]
+    return [ratio for length, ratio in grown.items() if int(length) >= 8192]
+
+
+def over_products(file: str) -> Iterable[float]:
+    """Return GMA's time over that of its matrix products alone, by length."""
+    return load(file)["ratios"]["GMA's time over that of its matrix products alone"][BOTH].values()
+
+
+def linear_over_gma(length: int) -> str:
+    """Return linear attention's time over GMA's on a CPU."""
+    times = load("mixer_cpu.json")[BOTH]
+    return f"{times['linear (elu + 1)'][str(length)] / times['GMA'][str(length)]:.2f}"
+
+
+def gpu_memory(length: int) -> str:
+    """Return GMA's memory over FlashAttention's."""
+    memory = load("mixer_cuda.json")["peak memory, forward + backward"]
+    return f"{memory['GMA'][str(length)] / memory['FlashAttention'][str(length)]:.1f}"
+
+
+def per_token(file: str, name: str) -> Mapping[str, float]:
+    """Return the ratios of the time of a token, by context."""
+    return load(file)["ratios"][name]
+
+
+def recorded() -> dict[str, Callable[[], str]]:
+    """Return the numbers whose runs were not kept."""
+    content = json.loads((RESULTS / "recorded" / "prose.json").read_text(encoding="utf-8"))
+    return {name: (lambda value=entry["value"]: value) for name, entry in content.items()}
+
+
+NUMBERS: dict[str, Callable[[], str]] = {
+    # speed
+    "cpu_ahead": lambda: first_above_one("mixer_cpu.json", "SDPA"),
+    "cpu_ahead_epyc": lambda: first_above_one("epyc/mixer_cpu.json", "SDPA"),
+    "cpu_reads_ahead": lambda: first_above_one("mixer_cpu.json", "SDPA", "forward"),
+    "cpu_reads_ahead_epyc": lambda: first_above_one("epyc/mixer_cpu.json", "SDPA", "forward"),
+    "gpu_ahead_of_flash": lambda: first_above_one("mixer_cuda.json", "FlashAttention"),
+    "gpu_ahead_of_sdpa": lambda: first_above_one("mixer_cuda.json", "SDPA"),
+    **extremes("over_products", over_products("mixer_cpu.json")),
+    **extremes("over_products_epyc", over_products("epyc/mixer_cpu.json")),
+    **extremes("time_doubled", doubled(BOTH), 2),
+    "memory_doubled": lambda: f"{max(doubled('peak memory')):.2f}",
+    "linear_512": lambda: linear_over_gma(512),
+    "linear_1024": lambda: linear_over_gma(1024),
+    **extremes("chunks_of_32", chunks_of_32(), 0),
+    "gpu_memory_1024": lambda: gpu_memory(1024),
+    "gpu_memory_16384": lambda: gpu_memory(16384),
+    "token_100k": lambda: f"{per_token('decode_cpu.json', ITSELF)['100000']:.2f}",
+    "gpt2_16k": lambda: f"{per_token('decode_cpu.json', GPT2)['16384']:.0f}",
+    "gpt2_16k_kept": lambda: f"{per_token('kept_memory/decode_cpu.json', GPT2)['16384']:.1f}",
+    "preallocated_64k": lambda: f"{per_token('decode_cpu.json', PREALLOCATED)['65536']:.1f}",
+    **extremes("linear_token", per_token("decode_cpu.json", LINEAR).values(), 2),
+    **extremes("gpu_token", (1 / ratio for ratio in per_token("decode_cuda.json", PREALLOCATED).values())),
+    "drafts_accepted": lambda: f"{100 * load('assisted_cpu.json')['share accepted']:.0f}",
+    "greedy_over_drafted": lambda: f"{load('assisted_cpu.json')['greedy seconds over assisted seconds']:.2f}",
+    "analysis_seconds": lambda: f"{load('analysis_cpu.json')['figures']['seconds']:.0f}",
+    "analysis_memory": lambda: f"{load('analysis_cpu.json')['figures']['peak_mebibytes']:,.0f}",
+    # quality
+    "behind_linear": lambda: more(perplexity("gma" + ADDED), perplexity("linear" + ADDED)),
+    "behind_mamba": lambda: more(perplexity("gma" + ADDED), perplexity("mamba")),
+    "behind_linear_with_positions": lambda: more(perplexity("gma + conv + gate"), perplexity("linear + conv + gate")),
+    "ahead_of_softmax": lambda: less(perplexity("gma" + ADDED), perplexity(SOFTMAX)),
+    "recommended": recommended,
+    "longer": longer,
+    "linear_late_forgetting": lambda: load("recorded/recommended_starts.json")["rows"][-1][1].partition(",")[0],
+    "plain": lambda: f"{perplexity('gma'):.1f}",
+    "with_convolution": lambda: f"{perplexity('gma + conv'):.1f}",
+    "with_forget_gate": lambda: f"{perplexity('gma + conv + gate'):.1f}",
+    "with_all": lambda: f"{perplexity('gma' + ADDED):.1f}",
+    "linear_with_all": lambda: f"{perplexity('linear' + ADDED):.1f}",
+    "seed_0": lambda: seed_of_gma(0),
+    "seed_1": lambda: seed_of_gma(1),
+    "seed_2": lambda: seed_of_gma(2),
+    "cooler": cooler,
+    "wikitext2": lambda: card_figure("gma-wikitext2", 2),
+    "wikitext2_larger": lambda: more_parameters("gma-wikitext2", "wikitext2-long", "linear" + ADDED),
+    "shakespeare": lambda: card_figure("gma-shakespeare", 2),
+    "shakespeare_larger": lambda: more_parameters("gma-shakespeare", "shakespeare", "linear" + ADDED),
+    "listops_learned": lambda: f"{accuracy('listops', 'gma'):.0f}",
+    "listops_gma": lambda: listops("gma"),
+    "listops_softmax": lambda: listops("softmax"),
+    "listops_linear": lambda: listops("linear"),
+    "imdb_chosen": lambda: imdb("chosen_2000", "eval_accuracy"),
+    "imdb_first": lambda: imdb("first_2000", "accuracy"),
+    "imdb_error": lambda: standard_error(accuracy("imdb-bytes-long", "gma" + ADDED) / 100, 2000),
+    "imdb_small_error": lambda: standard_error(accuracy("imdb-bytes-pretrained", "gma" + ADDED) / 100, 1000),
+    "imdb_softmax_behind": lambda: (
+        f"{accuracy('imdb-bytes-long', 'linear' + ADDED) - accuracy('imdb-bytes-long', SOFTMAX):.1f}"
+    ),
+    **extremes("imdb_softmax_step", over_gma("imdb-bytes-long")),
+    "imdb_short_softmax_step": lambda: f"{statistics.mean(over_gma('imdb-bytes')):.0f}",
+    # recall
+    "recall_paper": lambda: right(8, 64, "gma-32"),
+    "recall_p1": lambda: right(8, 64, "gma-32-p1"),
+    "recall_16_pairs": lambda: right(16, 128, "gma-30-recommended"),
+    "recall_512": right_elsewhere,
+    "bound_again_gma": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5"),
+    "bound_again_delta": lambda: right(8, 64, "gated-delta, bound_again = 0.5"),
+    "bound_again_linear": lambda: right(8, 64, "linear, bound_again = 0.5"),
+    "gated_delta_256": lambda: right(8, 256, "gated-delta"),
+    # conversion
+    "gpt2_converted": lambda: f"{100 * (float(load('recorded/gpt2_distillation.json')['rows'][1][2]) - 1):.0f}",
+    "minilm": lambda: f"{load('../../model_cards/gma-minilm-l6/distillation.json')['rows'][-1]['spearman']:.2f}",
+    **recorded(),
+}
