@@ -197,6 +197,6 @@ def test_documents_longer_than_the_source_reads(tmp_path):
     history = json.loads((tmp_path / "out" / "stage2" / "checkpoint-6" / "trainer_state.json").read_text())
     assert any("eval_documents_cosine" in log for log in history["log_history"])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "distilled again" in card and "from `short` on" in card and "(200 tokens)" in card
+    assert "distilled again" in card and "from `short` on" in card and "at most 200 tokens" in card
     assert AutoModel.from_pretrained(tmp_path / "out").config.max_position_embeddings == 200
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 200
