@@ -44,7 +44,7 @@ from ..hub.modules import copy_modules, find_modules, pooling_of
 from ..model.modeling_gma import GMAPreTrainedModel
 from ..session import longest_text
 from .arguments import RunArguments, json_fields, parse
-from .distill_card import write_card
+from .distill_card import table_of_figures, write_card
 from .distill_data import document_examples, language_blocks, sentence_examples
 from .running import run, train_extra
 from .texts import DataArguments, load_text
@@ -262,6 +262,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         command = shlex.join(sys.argv[1:] if arguments is None else arguments)
         command = f"python -m gma_hf.recipes.distill {command}"
         write_card(output, found, model, args, data_args, training_args, command)
+        print(f"{table_of_figures(found.rows)}\nSaved with its card: {str(output)!r}.")
     return found.rows
 
 

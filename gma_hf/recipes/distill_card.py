@@ -102,7 +102,7 @@ def write_card(
         "all_layers": model.config.num_hidden_layers,
         "components": model.config.num_components,
         "parameters": f"{model.num_parameters():,}",
-        "table": table([*rows[0]], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows]),
+        "table": table_of_figures(rows),
         "legend": "\n".join(f"- {name}: {meaning}" for name, meaning in found.metrics.items()),
         "plot": PLOT,
         "error_table": table(
@@ -138,6 +138,11 @@ def stages(number: int, start_from: str | None) -> str:
 def figure(value: float) -> str:
     """Return a number with four digits."""
     return f"{value:.4g}"
+
+
+def table_of_figures(rows: list[dict[str, Any]]) -> str:
+    """Return how near each model is to its source as a table in Markdown, one row for each."""
+    return table([*rows[0]], [[row["model"], *map(figure, list(row.values())[1:])] for row in rows])
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
