@@ -1,4 +1,4 @@
-"""A batch that all ranks of a group have, cut along its tokens."""
+"""Sequence parallelism cuts a batch, which all ranks of a group have, along its tokens."""
 
 from typing import Any
 
@@ -22,29 +22,31 @@ def shard_batch(
     model: nn.Module, batch: dict[str, Any], group: dist.ProcessGroup | DeviceMesh | None = None
 ) -> dict[str, Any]:
     """
-    Return this rank's part of a batch, as arguments of the model's forward. All ranks of the group must call the
-    forward, and the backward if any does, since their layers exchange states in both.
+    Return this rank's part of a batch, as arguments of the model's forward.
 
-    The loss of a part is the sum over its tokens, divided by the number of tokens that the whole batch predicts over
-    the number of ranks. So the mean of the losses over the ranks is the loss of the batch, and the mean of the
-    gradients is its gradient: what `DistributedDataParallel` and `fully_shard` make of them.
+    All ranks of the group must call the forward, and if one of them calls the backward, all must: the layers exchange
+    states in both.
+
+    The loss of a part is the sum of the losses of its tokens, times the number of ranks, divided by the number of
+    tokens that the whole batch predicts. So the mean of the losses over the ranks is the loss of the batch, and the
+    mean of the gradients is its gradient. `DistributedDataParallel` and `fully_shard` compute this mean.
 
     Args:
-        model: `GMAModel`, `GMAForCausalLM` or `GMAForMaskedLM` without softmax layers, wrapped or not.
-        batch: the same on all ranks of the group: `input_ids` `[B, N]` or `inputs_embeds`; and any of
-            `attention_mask`, `token_type_ids`, `position_ids`, `labels` (not shifted), and `seq_idx` or
-            `cu_seq_lens_q`, as in the model's forward.
+        model: `GMAModel`, `GMAForCausalLM` or `GMAForMaskedLM` without softmax layers; it may be wrapped, as by DDP.
+        batch: arguments of the model's forward, the same on all ranks of the group: `input_ids` `[B, N]` or
+            `inputs_embeds`, and any of `attention_mask`, `token_type_ids`, `position_ids`, `labels` (not shifted), and
+            `seq_idx` or `cu_seq_lens_q`.
         group: the ranks that read the batch together, a process group or a `DeviceMesh` of one dimension; None for all
             processes.
 
     Returns:
-        Rank r gets `N // ranks` tokens of each row, the first `N % ranks` ranks one more; with `position_ids` that
-        count in the whole rows, `shift_labels` in a causal model, `num_items_in_batch` where there are labels, and a
-        `SequencePart` as `sequence_part`.
+        The tensors of this rank's tokens, `N // ranks` of each row, and one more on each of the first `N % ranks`
+        ranks. They come with `position_ids` that count in the whole rows, `shift_labels` in a causal model,
+        `num_items_in_batch` where there are labels, and a `SequencePart` as `sequence_part`.
 
     Raises:
-        ValueError: for another head, softmax layers, what is no argument by token, fewer tokens than ranks, and
-            batches that differ between the ranks.
+        ValueError: for another head, softmax layers, an argument that has no entry for each token, fewer tokens in a
+            row than ranks, and batches that differ between the ranks.
     """
     config, group = _config_of(model), _group_of(group)
     tokens = _check_batch(batch)
@@ -107,7 +109,7 @@ def _group_of(group: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup
 
 
 def _check_batch(batch: dict[str, Any]) -> Tensor:
-    """Return the tokens of a batch, ids or embeddings, or refuse what cannot be cut."""
+    """Return the tokens of a batch, ids or embeddings; raise a `ValueError` for a batch that cannot be cut."""
     given = {name: x for name, x in batch.items() if x is not None and name not in BORDERS}
     unknown = [name for name in given if name not in BY_TOKEN]
     if unknown:
@@ -128,7 +130,7 @@ def _check_batch(batch: dict[str, Any]) -> Tensor:
 
 
 def _check_same(batch: dict[str, Any], tokens: Tensor, group: dist.ProcessGroup) -> None:
-    """Refuse batches that differ between ranks, as those of a loader that gives each rank its own rows do."""
+    """Refuse batches that differ between ranks, such as those of a loader that gives each rank other rows."""
     sums = [tokens.new_tensor([*tokens.shape[:2]], dtype=torch.float64)]
     for name in ("input_ids", "labels", "attention_mask", "position_ids"):
         x = batch.get(name)

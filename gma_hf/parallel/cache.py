@@ -1,4 +1,4 @@
-"""What a sequence leaves behind that several processes have read."""
+"""Sequence parallelism leaves a cache from which each process can generate."""
 
 import torch.distributed as dist
 from transformers.cache_utils import Cache
@@ -8,11 +8,11 @@ from .part import SequencePart
 
 def whole_cache(cache: Cache, part: SequencePart) -> Cache:
     """
-    Turn the cache of a part into that of the whole rows, from which each rank can generate. Every rank has to call it.
+    Return the cache of the whole rows, from which each rank can generate. Every rank must call this function.
 
     Args:
-        cache: as the forward of a part has returned it; it is changed.
-        part: the part.
+        cache: the cache that the forward of a part has returned; it is changed in place.
+        part: the part that this rank has read.
     """
     last = len(part.lengths) - 1
     source = dist.get_global_rank(part.group, last)

@@ -1,17 +1,17 @@
-"""Collectives that gradients flow back through."""
+"""These collectives let gradients flow back through them."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-# As newer torch calls them, which warns of the older names
+# Newer versions of torch have these names, and warn about the older ones
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class _Gather(torch.autograd.Function):
-    """What all ranks have, and back to each the sum of what all ranks ask of it."""
+    """Gather the tensors of all ranks; the backward gives each rank the sum of the gradients for its tensor."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN001
@@ -28,7 +28,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of what all ranks have, and of what they ask of it."""
+    """Sum the tensors of all ranks; the backward sums their gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN001
@@ -46,13 +46,13 @@ class _Sum(torch.autograd.Function):
 
 def gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """
-    Return the tensors of all ranks, `[ranks, *x.shape]`, each of the shape of this one.
+    Return the tensors of all ranks, `[ranks, *x.shape]`; `x` must have the same shape on every rank.
 
-    Every rank has to call it, and where gradients are taken, every rank has to take some that depend on the result.
+    Every rank must call this function. If one rank takes gradients through the result, every rank must do so.
     """
     return _Gather.apply(x, group)
 
 
 def add_up(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return the sum over the ranks of tensors of one shape; every rank has to call it, as for `gather`."""
+    """Return the sum over the ranks of tensors of one shape; the rules of `gather` hold."""
     return _Sum.apply(x, group)
