@@ -1,4 +1,4 @@
-"""Sequence parallelism cuts a batch, which all ranks of a group have, along its tokens."""
+"""This module cuts a batch, which all ranks of a group have, along its tokens."""
 
 from typing import Any
 

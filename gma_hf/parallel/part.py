@@ -1,10 +1,11 @@
 """
-The part of a sequence that one rank of a group reads, and what its layers ask the other ranks for: the state after
-what stands before it (in a bidirectional model, of all that stands elsewhere), and the few tokens that a convolution
-sees beyond its ends.
+One rank of a group reads one part of a sequence, and its layers get from the other ranks what they need of the rest.
 
-The ranks must call the same collectives in the same order, forward and backward. So no rank leaves out what it alone
-does not need: it is multiplied by zero.
+A causal layer needs the state after the tokens before its part. A bidirectional layer needs the states of all other
+parts. A convolution needs the few tokens that it sees beyond the ends of its part.
+
+The ranks must call the same collectives in the same order, in the forward and in the backward. So a rank that does
+not need a result takes part all the same, and multiplies the result by zero.
 """
 
 from typing import Any
@@ -23,13 +24,14 @@ from .collectives import add_up, gather
 
 class SequencePart:
     """
-    Which part of the rows of a batch this rank holds. `shard_batch` makes it, and the model's forward takes it.
+    Describe which part of the rows of a batch this rank holds. `shard_batch` makes it, and the model's forward takes
+    it.
 
     Args:
-        group: of the ranks that hold one part each, in the order of their ranks.
+        group: the ranks that hold one part each, in the order of the parts.
         lengths: the number of tokens of each part.
         documents: padding and packing of the whole rows.
-        tokens: of the whole rows, `[B, N, ...]`.
+        tokens: the tokens of the whole rows, `[B, N, ...]`.
     """
 
     def __init__(self, group: dist.ProcessGroup, lengths: list[int], documents: Documents, tokens: Tensor):
@@ -40,8 +42,8 @@ class SequencePart:
         mask, ids = documents.mask, documents.ids
         self.masks = (torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask).split(lengths, 1)
         self.ids = (torch.zeros(shape, dtype=torch.long, device=device) if ids is None else ids).split(lengths, 1)
-        # Of each rank and row, [ranks, B]: whether the document that this part begins with goes on from there, and
-        # whether the one that it ends with goes on there
+        # For each rank and row, [ranks, B]: whether the first document of this part is the last one of that earlier
+        # part, and whether the last document of this part is the first one of that later part
         mine, places = self.ids[self.rank], torch.arange(len(lengths), device=device)[:, None]
         last, first = (torch.stack([ids[:, end] for ids in self.ids]) for end in (-1, 0))
         self.is_before = (places < self.rank) & (last == mine[:, 0])
@@ -50,18 +52,18 @@ class SequencePart:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole rows."""
+        """Return the number of tokens of a whole row."""
         return sum(self.lengths)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """
-        Return what all ranks have of their tokens as what the whole rows have; gradients flow back.
+        Return a tensor of the whole rows, joined from the tensors of all ranks; gradients flow back.
 
         Args:
-            x: of this rank's tokens, such as logits, `[B, tokens of this rank, ...]`.
+            x: a tensor with an entry for each of this rank's tokens, such as logits, `[B, tokens of this rank, ...]`.
 
         Returns:
-            `[B, N, ...]`, on every rank.
+            The joined tensor, `[B, N, ...]`, on every rank.
         """
         longest = max(self.lengths)
         padded = F.pad(x.movedim(1, -1), (0, longest - x.shape[1]))
@@ -70,8 +72,10 @@ class SequencePart:
 
     def check(self, cache_layer: Any, output_attentions: bool) -> None:
         """
+        Refuse what a layer cannot do for a part of a sequence.
+
         Raises:
-            ValueError: for a cache that holds tokens or records its past, and for affinities that are asked for.
+            ValueError: if the cache holds tokens or records its past, or if affinities are requested.
         """
         if cache_layer is not None and (cache_layer.tensors or cache_layer.record_past):
             raise ValueError(
@@ -87,7 +91,7 @@ class SequencePart:
     def project(
         self, addition: Any, module: nn.Module, projected: Tensor, documents: Documents, kept: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what `Addition.project` gives for this part within the whole rows."""
+        """Return the result of `Addition.project` on the whole rows, for the tokens of this part."""
         before, after = addition.reach()
         if before == after == 0:
             return addition.project(module, projected, documents, kept)
@@ -95,7 +99,7 @@ class SequencePart:
         if after == 0:
             return addition.project(module, projected, documents, left)
         right = self.neighbours(projected, after, later=True)
-        # Neighbours that there are not are zeros, which change nothing
+        # Where a part has no neighbour, zeros stand in its place, which change nothing
         mask, ids = documents.mask, documents.ids
         if mask is not None:
             mask = F.pad(mask, (before, after), value=True)
@@ -106,15 +110,15 @@ class SequencePart:
 
     def neighbours(self, x: Tensor, count: int, later: bool) -> Tensor:
         """
-        Return the real tokens of other parts that stand next to this one, in the document that goes on.
+        Return the real tokens of other parts that stand next to this part and belong to the same document.
 
         Args:
-            x: of this part, `[B, N, C]`.
-            count: the number of tokens.
-            later: whether those after this part are meant, or those before it.
+            x: channels of this part's tokens, `[B, tokens of this rank, C]`.
+            count: the number of tokens to return.
+            later: True for the tokens after this part, False for those before it.
 
         Returns:
-            `[B, count, C]`, in their order, zeros where there are none.
+            The tokens in their order, `[B, count, C]`, with zeros where there are none.
         """
         ends = self._ends(count, later)
         found = gather(_take(x, ends[self.rank]), self.group).transpose(0, 1).flatten(1, 2)
@@ -123,7 +127,7 @@ class SequencePart:
         return _take(found, _nearest(is_near.transpose(0, 1).flatten(1), count, later))
 
     def _ends(self, count: int, later: bool) -> list[Tensor]:
-        """Return where in each part its tokens stand that an earlier (or later) part has next to it, `[B, count]`."""
+        """Return the indices of the tokens of each part that an earlier (or later) part may need, `[B, count]`."""
         if (count, later) not in self.ends:
             self.ends[count, later] = [
                 _nearest(mask & (ids == (ids[:, :1] if later else ids[:, -1:])), count, later)
@@ -134,7 +138,7 @@ class SequencePart:
     def mix(
         self, layer: Any, heads: Any, scores: ScoreWeights, documents: Documents, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return what `GaussianMixtureAttention.mix` gives for this part within the whole rows."""
+        """Return the result of `GaussianMixtureAttention.mix` on the whole rows, for the tokens of this part."""
         if layer.is_causal:
             return layer.mix(heads, scores, documents, self.state_before(heads, scores, documents))
         if documents.ids is not None:
@@ -144,12 +148,12 @@ class SequencePart:
         return layer.mix(reading, scores, ONE_EACH, add_up(own, self.group))
 
     def state_before(self, heads: Any, scores: ScoreWeights, documents: Documents) -> Tensor:
-        """Return the state before this part, `[B, H, K, d_v + 1]`: what earlier parts wrote, decayed up to here."""
+        """Return the state that earlier parts wrote, decayed to the start of this part, `[B, H, K, d_v + 1]`."""
         mask = _within(documents, -1)
         if heads.log_decay is None:
             states = gather(state_of(heads, scores, mask), self.group)
             return (self.is_before[..., None, None, None] * states).sum(0)
-        # What is made on the way is as large as the values, and cheap to make again
+        # The intermediate results are as large as the values, and cheap to compute again
         own = checkpoint(state_of, heads, scores, mask, use_reentrant=False, preserve_rng_state=False)
         total = heads.log_decay.sum(-1, keepdim=True)
         found = gather(torch.cat([own.flatten(2), total], dim=-1), self.group)
@@ -159,7 +163,11 @@ class SequencePart:
         return (weights[..., None, None] * states).sum(0)
 
     def states_elsewhere(self, heads: Any, scores: ScoreWeights, documents: Documents) -> Tensor:
-        """Return what other parts wrote of each document of this part, `[S, H, K, d_v + 1]`: bidirectional, packed."""
+        """
+        Return the state that other parts wrote for each of the S documents of this part, `[S, H, K, d_v + 1]`.
+
+        It serves bidirectional models with packed documents.
+        """
         own = torch.stack([state_of(heads, scores, _within(documents, end)) for end in (0, -1)])
         first, last = gather(own, self.group).unbind(1)
         before = (self.is_before[..., None, None, None] * last).sum(0)
@@ -172,24 +180,24 @@ class SequencePart:
 
 def state_of(heads: Any, scores: ScoreWeights, mask: Tensor | None) -> Tensor:
     """
-    Return the state after the tokens of a part alone, `[B, H, K, d_v + 1]`.
+    Return the state that the tokens of one part write without those of other parts, `[B, H, K, d_v + 1]`.
 
     Args:
-        heads: what the heads mix, with its log decays if any.
+        heads: queries, keys and values of the heads, and their log decays if there are any.
         scores: weights of the scores.
-        mask: `[B, N]`, False where a token does not write; None where all do.
+        mask: `[B, N]`, False where a token does not write; None if all tokens write.
     """
     values, documents = heads.values, Documents(mask)
     queries = heads.queries[:, :, :0]
     if heads.log_decay is None:
         return mix_bidirectional(queries, heads.keys, values, scores, 0.0, documents)[1]
-    # A decay that is each token's own, to the end of the part, goes into its values and into the one beside them
+    # What a token writes decays up to the end of the part, so its values, and the one appended to them, are scaled
     values = append_ones(values) * _sum_after(heads.log_decay).exp()[..., None]
     return mix_bidirectional(queries, heads.keys, values, scores, 0.0, documents)[1][..., :-1]
 
 
 def _within(documents: Documents, end: int) -> Tensor | None:
-    """Return which tokens are real and of the first document (`end` 0) or of the last (-1), `[B, N]`; None: all."""
+    """Return the mask of the real tokens of the first (`end` 0) or last (-1) document, `[B, N]`; None means all."""
     mask, ids = documents.mask, documents.ids
     if ids is None:
         return mask
@@ -198,12 +206,12 @@ def _within(documents: Documents, end: int) -> Tensor | None:
 
 
 def _sum_after(x: Tensor) -> Tensor:
-    """Return the sum of what comes after each entry along the last dimension."""
+    """Return, for each entry, the sum of the entries after it along the last dimension."""
     return F.pad(x[..., 1:].flip(-1).cumsum(-1).flip(-1), (0, 1))
 
 
 def _nearest(mask: Tensor, count: int, first: bool) -> Tensor:
-    """Return the indices of the first, or the last, `count` true entries of each row `[B, N]`, and -1 for none."""
+    """Return the indices of the first or last `count` true entries of each row `[B, N]`; -1 stands for no entry."""
     length = mask.shape[1]
     index = torch.arange(length, device=mask.device)
     key = torch.where(mask, length - index if first else index + 1, 0)
@@ -212,6 +220,6 @@ def _nearest(mask: Tensor, count: int, first: bool) -> Tensor:
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Return the tokens `[B, count, C]` of `[B, N, C]` that stand at `index`, zeros where that is -1."""
+    """Return the tokens of `x` `[B, N, C]` at `index` `[B, count]`, and zeros where the index is -1."""
     found = x.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, x.shape[-1]))
     return found * (index >= 0)[..., None]

@@ -1,4 +1,4 @@
-"""Transformers' `Trainer` where several processes read one sequence."""
+"""Sequence parallelism with Transformers' `Trainer`: several processes read one sequence together."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +15,20 @@ from .batch import shard_batch
 
 class SequenceParallelTrainer(Trainer):
     """
-    `Trainer` in which each group of `sequence_parallel_size` processes reads the same batch, a part each.
+    Train with `Trainer`, where each group of `sequence_parallel_size` processes reads the same batch, a part each.
 
-    Everything else is as in `Trainer`: copies (DDP) or shards (FSDP2) of the weights are those of all processes, and
+    The weights are copied (DDP) or sharded (FSDP2) over all processes, as in `Trainer`.
     `per_device_train_batch_size` counts the rows of a group. The collator must give all processes of a group the same
-    batch, so that one which draws random numbers must draw the same ones.
+    batch, so a collator that draws random numbers must draw the same numbers in each of them.
 
     Args:
-        sequence_parallel_size: processes per group, 2 or more; it divides the number of processes.
-        Others: those of `Trainer`. Metrics other than the loss, label smoothing and another loss are refused, since
-            they would have to see all tokens.
+        sequence_parallel_size: processes per group, 2 or more; it must divide the number of processes.
+        Others: the arguments of `Trainer`. `compute_metrics`, label smoothing and `compute_loss_func` are refused,
+            because they would need all tokens.
 
     Raises:
-        ValueError: for a size that does not divide the number of processes, and for what is refused.
+        ValueError: for a size below 2 or one that does not divide the number of processes, and for the arguments that
+            are refused.
     """
 
     def __init__(self, *args: Any, sequence_parallel_size: int, **kwargs: Any):
@@ -47,7 +48,7 @@ class SequenceParallelTrainer(Trainer):
             if value:
                 raise ValueError(f"`{name}` must be off where several processes read one sequence, but it is {value}.")
         self.args.prediction_loss_only = True
-        # Accelerate's loader gives the processes along a dimension of this name the same batches
+        # Accelerate's data loader gives the same batches to all processes along a dimension called cp
         names = ("dp_replicate", "cp")
         self.mesh = init_device_mesh(self.args.device.type, (count // size, size), mesh_dim_names=names)
         self.group = self.mesh["cp"].get_group()
@@ -76,19 +77,19 @@ class SequenceParallelTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of this process's part, whose mean over the processes is that of the batch."""
+        """Return the loss of this process's part; the mean over the processes is the loss of the batch."""
         part = shard_batch(self.model, inputs, self.group)
-        if num_items_in_batch is not None:  # in which each process of a group counts
+        if num_items_in_batch is not None:  # it counts the same batch once for each process of a group
             num_items_in_batch = num_items_in_batch / dist.get_world_size(self.group)
         return super().compute_loss(model, part, return_outputs, num_items_in_batch)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
-        """Return the loss of the batch, of which each process computes that of its part."""
+        """Return the loss of the batch, averaged over the parts that the processes of a group compute."""
         loss, _, _ = super().prediction_step(*args, **kwargs)
         loss = loss.clone()
         dist.all_reduce(loss, group=self.group)
         return loss / dist.get_world_size(self.group), None, None
 
     def get_total_train_batch_size(self, args: Any) -> int:
-        """Return the rows of a step, of which a group counts once."""
+        """Return the number of rows of a step; the rows of a group count once."""
         return super().get_total_train_batch_size(args) // dist.get_world_size(self.group)

@@ -1,16 +1,16 @@
 """
-GMA models in vLLM. vLLM finds `register` by the entry point `vllm.general_plugins` and calls it in each of its
-processes; nothing else has to be imported.
+This package serves GMA models in vLLM. vLLM finds `register` by the entry point `vllm.general_plugins` and calls it in
+each of its processes; users need not import anything.
 """
 
 
 def register() -> None:
-    """Make vLLM know the model classes of GMA, and how it describes a batch to their recurrent layers."""
+    """Register with vLLM the model classes of GMA, and the backend that describes a step to their layers."""
     from vllm import ModelRegistry
     from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
-    # By name, so that vLLM imports them only for a checkpoint that needs them
+    # The classes are registered by name, so that vLLM imports them only for a checkpoint that needs them
     ModelRegistry.register_model("GMAForCausalLM", f"{__name__}.models:ServedGMAForCausalLM")
     ModelRegistry.register_model("GMAModel", f"{__name__}.models:ServedGMAModel")
-    if "GMA" not in MambaAttentionBackendEnum.__members__:  # it may be called twice
+    if "GMA" not in MambaAttentionBackendEnum.__members__:  # vLLM may call `register` twice
         MambaAttentionBackendEnum.register("GMA", f"{__name__}.batches.GMABackend")

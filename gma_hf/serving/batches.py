@@ -1,6 +1,8 @@
 """
-How vLLM describes a step to the recurrent layers: requests that generate, one token each, and after them prompts, or
-parts of prompts, of any lengths, all in one packed row of tokens.
+vLLM describes each step to the recurrent layers with the metadata of this file.
+
+The tokens of a step are packed into one row. First come the requests that generate, with one token each. After them
+come prompts, or parts of prompts, of any lengths.
 """
 
 from dataclasses import dataclass
@@ -13,32 +15,32 @@ from vllm.v1.attention.backend import AttentionBackend, CommonAttentionMetadata
 from vllm.v1.attention.backends.mamba_attn import BaseMambaAttentionMetadata, BaseMambaAttentionMetadataBuilder
 
 
-# The longest prompt of a batch over the shortest: so at most half of a batch is padding
+# The longest prompt of a batch is at most this many times as long as the shortest, so at most half of it is padding
 LONGEST_OVER_SHORTEST = 2
 
 
 class PromptRows(NamedTuple):
-    """Prompts of about the same length as the rows of a batch, padded on the right."""
+    """Hold a batch of prompts of about the same length, one prompt in each row, padded on the right."""
 
-    prompts: Tensor  # [R], which prompt each row is
-    tokens: Tensor  # [R, L], the place of each token among the tokens of all prompts; any place at padding
-    mask: Tensor | None  # [R, L], False at padding; None without any
+    prompts: Tensor  # [R], the index of the prompt in each row
+    tokens: Tensor  # [R, L], the index of each token among the tokens of all prompts; any valid index at padding
+    mask: Tensor | None  # [R, L], False at padding; None if there is no padding
 
     def to(self, device: torch.device) -> "PromptRows":
-        """Return the same on a device."""
+        """Return these rows on a device."""
         return PromptRows(*(None if x is None else async_tensor_h2d(x, device) for x in self))
 
 
 def rows_of_prompts(lengths: Tensor) -> tuple[list[PromptRows], Tensor]:
     """
-    Return prompts that are packed into one row of tokens as a few batches of rows.
+    Return a few batches of rows for prompts that are packed into one row of tokens.
 
     Args:
-        lengths: tokens of each prompt, `[P]`, at least 1 each.
+        lengths: the number of tokens of each prompt, `[P]`, at least 1 each.
 
     Returns:
-        The batches; and, for each of the T packed tokens, its place among the tokens of all batches, row after row,
-        padding counted, `[T]`.
+        The batches; and the index of each of the T packed tokens among the tokens of all batches, `[T]`. This index
+        counts row after row, padding included.
     """
     batches, base, starts = [], 0, lengths.cumsum(0) - lengths
     place = torch.empty(int(lengths.sum()), dtype=torch.long)
@@ -58,14 +60,18 @@ def rows_of_prompts(lengths: Tensor) -> tuple[list[PromptRows], Tensor]:
 
 @dataclass
 class GMAMetadata(BaseMambaAttentionMetadata):
-    """What vLLM says of any recurrent layer's step, and its prompts as rows."""
+    """Describe a step as vLLM does for any recurrent layer, and its prompts as rows."""
 
     prompt_rows: tuple[PromptRows, ...] = ()
     prompt_places: Tensor | None = None  # see `rows_of_prompts`
 
 
 class GMAMetadataBuilder(BaseMambaAttentionMetadataBuilder[GMAMetadata]):
-    """Makes the description of a step, once for all layers. The prompts are laid out on the CPU, without a wait."""
+    """
+    Build the description of a step, once for all layers.
+
+    The rows of the prompts are laid out on the CPU, so that the CPU does not wait for the GPU.
+    """
 
     metadata_cls = GMAMetadata
     needs_causal_conv1d_metadata = False
@@ -84,19 +90,19 @@ class GMAMetadataBuilder(BaseMambaAttentionMetadataBuilder[GMAMetadata]):
 
 
 class GMABackend(AttentionBackend):
-    """What vLLM looks up for the recurrent layers."""
+    """Tell vLLM which classes describe a step to the recurrent layers."""
 
     @staticmethod
     def get_name() -> str:
-        """Return the name."""
+        """Return the name of this backend."""
         return "GMA"
 
     @staticmethod
     def get_builder_cls() -> type[GMAMetadataBuilder]:
-        """Return what describes a step."""
+        """Return the class that builds the description of a step."""
         return GMAMetadataBuilder
 
     @classmethod
     def is_ssm(cls) -> bool:
-        """Return that these layers keep a state of constant size."""
+        """Return True: these layers keep a state of constant size, as state-space models do."""
         return True

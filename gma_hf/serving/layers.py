@@ -1,6 +1,8 @@
 """
-The layers of a GMA network on one rank of vLLM: a share of the heads each, projections that vLLM shards and quantizes,
-and states in slots that vLLM hands out. What a layer computes is the code of `gma_hf.model`.
+These are the layers of a GMA network on one rank of vLLM.
+
+Each layer has this rank's share of the heads. vLLM shards and quantizes its projections, and assigns the slots that
+hold its states. The computation is the code of `gma_hf.model`.
 """
 
 import copy
@@ -34,10 +36,10 @@ from .batches import GMAMetadata
 
 def config_of_rank(config: GMAConfig, ranks: int) -> GMAConfig:
     """
-    Return the config of a mixer that has the heads of one of `ranks` ranks.
+    Return the config of a mixer that has one rank's share of the heads, where there are `ranks` ranks.
 
     Raises:
-        ValueError: if the heads cannot be shared equally.
+        ValueError: if the number of ranks does not divide the number of heads.
     """
     heads = config.num_attention_heads
     if heads % ranks != 0:
@@ -52,21 +54,21 @@ def config_of_rank(config: GMAConfig, ranks: int) -> GMAConfig:
 def states_of_rank(
     config: GMAConfig, ranks: int, dtype: torch.dtype
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Return shape and dtype of what a recurrent layer keeps of a request on one of `ranks` ranks, by name."""
+    """Return shape and dtype of each tensor that a recurrent layer keeps for a request on one rank, by name."""
     shapes = shapes_of(config_of_rank(config, ranks))
     return {name: (shape, torch.float32 if name == "state" else dtype) for name, shape in shapes.items()}
 
 
 def load_share(parameter: nn.Parameter, loaded: Tensor, sections: list[int], rank: int, ranks: int) -> None:
     """
-    Load the share of a rank of a weight that is sharded by heads along one dimension.
+    Load one rank's share of a weight that is sharded by heads along one dimension.
 
     Args:
-        parameter: of this rank.
+        parameter: the parameter of this rank.
         loaded: the whole weight.
-        sections: how many channels queries, keys and values have, each of which has its heads in order.
-        rank: which of the ranks this one is.
-        ranks: how many there are.
+        sections: the numbers of channels of the queries, keys and values; in each section the heads are in order.
+        rank: the index of this rank.
+        ranks: the number of ranks.
     """
     for dim, (whole, own) in enumerate(zip(loaded.shape, parameter.shape)):
         if whole != own:
@@ -76,7 +78,7 @@ def load_share(parameter: nn.Parameter, loaded: Tensor, sections: list[int], ran
 
 
 class Rows(NamedTuple):
-    """Tokens of requests in rows: their projections and their hidden states, `[R, L, channels]`, and padding."""
+    """Hold tokens of requests in rows: their projections and hidden states, `[R, L, channels]`, and padding."""
 
     projected: Tensor
     hidden_states: Tensor
@@ -85,7 +87,7 @@ class Rows(NamedTuple):
 
 class GMALayer(GaussianMixtureAttention):
     """
-    Gaussian Mixture Attention with the heads of this rank.
+    Compute Gaussian Mixture Attention for the heads of this rank.
 
     Args:
         config: the model's configuration.
@@ -114,7 +116,7 @@ class GMALayer(GaussianMixtureAttention):
 
 
 class BidirectionalGMALayer(GMALayer):
-    """Bidirectional Gaussian Mixture Attention, which needs no slots. Arguments as in `GMALayer`."""
+    """Compute bidirectional Gaussian Mixture Attention, which needs no slots. It takes the arguments of `GMALayer`."""
 
     def forward(self, hidden_states: Tensor, documents: Documents = ONE_EACH) -> Tensor:
         """Return the output for the tokens of a step, `[T, hidden]` to `[T, hidden]`."""
@@ -122,7 +124,9 @@ class BidirectionalGMALayer(GMALayer):
 
 
 class RecurrentGMALayer(GMALayer, MambaBase):
-    """Causal Gaussian Mixture Attention whose states stand in vLLM's slots. Arguments as in `GMALayer`."""
+    """
+    Compute causal Gaussian Mixture Attention with states in vLLM's slots. The arguments are those of `GMALayer`.
+    """
 
     mamba_type = MambaAttentionBackendEnum.GMA
 
@@ -133,18 +137,18 @@ class RecurrentGMALayer(GMALayer, MambaBase):
         vllm_config.compilation_config.static_forward_context[prefix] = self
 
     def get_state_shape(self) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of what is kept of a request."""
+        """Return the shapes of the tensors that are kept for a request."""
         return tuple(shape for shape, _ in self.states.values())
 
     def get_state_dtype(self) -> tuple[torch.dtype, ...]:
-        """Return the dtypes of what is kept of a request."""
+        """Return the dtypes of the tensors that are kept for a request."""
         return tuple(dtype for _, dtype in self.states.values())
 
     def forward(self, hidden_states: Tensor, documents: Documents = ONE_EACH) -> Tensor:
-        """Return the output for the tokens of a step, `[T, hidden]` to `[T, hidden]`; states go on in their slots."""
+        """Return the output for the tokens of a step, `[T, hidden]` to `[T, hidden]`, and update their states."""
         projected, scores = self.qkv_proj(hidden_states), self.mixture()
         step = get_forward_context().attn_metadata
-        if step is None:  # vLLM looks how much memory a step needs, and has no slots yet
+        if step is None:  # vLLM measures the memory of a step, and has no slots yet
             read = self._advance(Rows(projected[None], hidden_states[None]), scores, {})[0][0]
         else:
             read = self._step(projected, hidden_states, scores, step[self.prefix])
@@ -168,16 +172,16 @@ class RecurrentGMALayer(GMALayer, MambaBase):
 
     def _continue(self, rows: Rows, scores: ScoreWeights, slots: Tensor, is_read: Tensor | None) -> Tensor:
         """
-        Return what the heads read in rows of requests, `[R, L, heads, head width]`, and write their states.
+        Return what the heads read in rows of requests, `[R, L, heads, head width]`, and store the new states.
 
         Args:
-            rows: tokens of the requests.
-            scores: of the mixture.
-            slots: of the requests, `[R]`.
-            is_read: which requests have a state in their slot, `[R]`; None for all.
+            rows: the tokens of the requests.
+            scores: the weights of the scores.
+            slots: the index of each request's slot, `[R]`.
+            is_read: True for the requests that have a state in their slot, `[R]`; None if all have one.
         """
         past = {name: slot[slots] for name, slot in zip(self.states, self.kv_cache)}
-        if is_read is not None:  # in another slot is what another request has left, NaN perhaps
+        if is_read is not None:  # other slots hold the tensors of earlier requests, which may be NaN
             past = {name: x.where(is_read.view(-1, *[1] * (x.ndim - 1)), 0) for name, x in past.items()}
         read, now = self._advance(rows, scores, past)
         for name, slot in zip(self.states, self.kv_cache):
@@ -185,14 +189,14 @@ class RecurrentGMALayer(GMALayer, MambaBase):
         return read
 
     def _advance(self, rows: Rows, scores: ScoreWeights, past: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what the heads read, `[R, L, heads, head width]`, and what is to be kept, by name."""
+        """Return what the heads read, `[R, L, heads, head width]`, and the tensors to keep, by name."""
         heads, now = self.split_heads(*rows, past)
         read, state = self.mix(heads, scores, rows.documents, past.get("state"))
         return read.transpose(1, 2), {"state": state, **now}
 
 
 class SoftmaxLayer(nn.Module):
-    """The softmax attention of a hybrid stack, which is vLLM's own. Arguments as in `GMALayer`."""
+    """Compute the softmax attention of a hybrid stack with vLLM's layers. The arguments are those of `GMALayer`."""
 
     def __init__(self, config: GMAConfig, layer_idx: int, vllm_config: VllmConfig, prefix: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""GMA models as vLLM wants them: the network of `gma_hf.model`, with the layers of `layers`, on packed tokens."""
+"""These are the GMA models for vLLM: networks of `gma_hf.model` with the layers of `.layers`, on packed tokens."""
 
 from collections.abc import Iterable
 
@@ -20,13 +20,13 @@ from ..model.documents_gma import ONE_EACH, Documents, documents_by_positions
 from .layers import BidirectionalGMALayer, RecurrentGMALayer, SoftmaxLayer, states_of_rank
 
 
-# A softmax layer has one projection here, and three in a checkpoint
+# A softmax layer has one projection for queries, keys and values here, and three in a checkpoint
 STACKED = WeightsMapper(orig_to_new_stacked={f".{side}_proj.": (".qkv_proj.", side) for side in ("q", "k", "v")})
 
 
 class ServedNetwork(nn.Module):
     """
-    The network without a head, on tokens of several requests in one packed row.
+    Compute the network without a head, on the tokens of several requests in one packed row.
 
     Args:
         vllm_config: vLLM's configuration.
@@ -36,7 +36,7 @@ class ServedNetwork(nn.Module):
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         config: GMAConfig = vllm_config.model_config.hf_config
-        with torch.device("meta"):  # what is not replaced gets its memory below
+        with torch.device("meta"):  # parameters that are not replaced get their memory below
             self.embeddings = GMAEmbeddings(config)
             self.layers = nn.ModuleList(GMABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
             norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -60,7 +60,7 @@ class ServedNetwork(nn.Module):
 
 
 def _serve(block: GMABlock, config: GMAConfig, layer_idx: int, vllm_config: VllmConfig, prefix: str) -> None:
-    """Replace what vLLM computes otherwise in a block: its mixer, and the products of its MLP."""
+    """Replace the modules of a block that vLLM computes in its own way: the mixer and the MLP's projections."""
     kind = SoftmaxLayer
     if block.layer_type == "gma":
         kind = RecurrentGMALayer if config.is_causal else BidirectionalGMALayer
@@ -72,30 +72,30 @@ def _serve(block: GMABlock, config: GMAConfig, layer_idx: int, vllm_config: Vllm
 
 
 class ServedGMAForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPrefixCaching):
-    """The causal GMA network with a language-model head, in vLLM. `prefix` names it among vLLM's modules."""
+    """Serve a causal GMA network with a language-model head. `prefix` is its name among vLLM's modules."""
 
     hf_to_vllm_mapper = STACKED
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of what a recurrent layer keeps of a request on one rank."""
+        """Return the shapes of the tensors that a recurrent layer keeps for a request on one rank."""
         return tuple(shape for shape, _ in _states(vllm_config))
 
     @classmethod
     def get_mamba_state_dtype_from_config(cls, vllm_config: VllmConfig) -> tuple[torch.dtype, ...]:
-        """Return the dtypes of what a recurrent layer keeps of a request."""
+        """Return the dtypes of the tensors that a recurrent layer keeps for a request."""
         return tuple(dtype for _, dtype in _states(vllm_config))
 
     @classmethod
     def get_mamba_state_copy_func(cls) -> tuple[MambaStateCopyFunc, ...]:
-        """Return how each kept tensor is copied to another slot, at most two: as a whole."""
+        """Return the function that copies each kept tensor, at most two, to another slot: each is copied whole."""
         return get_temporal_copy_spec, get_temporal_copy_spec
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         config: GMAConfig = vllm_config.model_config.hf_config
         _require(config, "GMAForCausalLM", is_causal=True)
-        if vllm_config.speculative_config is not None:  # states cannot take tokens back
+        if vllm_config.speculative_config is not None:  # tokens cannot be removed from a state
             raise ValueError("`speculative_config` must be None for a GMA model, but one is given.")
         self.model = ServedNetwork(vllm_config, maybe_prefix(prefix, "model"))
         sizes = (config.vocab_size, config.hidden_size)
@@ -122,7 +122,7 @@ class ServedGMAForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPref
         return self.model(inputs_embeds, positions)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Return the logits, on the ranks that have them."""
+        """Return the logits, or None on the ranks that do not have them."""
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -131,7 +131,11 @@ class ServedGMAForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPref
 
 
 def _require(config: GMAConfig, architecture: str, is_causal: bool) -> None:
-    """Refuse a checkpoint of another class or style, which vLLM would take by the end of its name."""
+    """
+    Refuse a checkpoint of another class or with another `is_causal`.
+
+    vLLM itself looks only at the end of the class name.
+    """
     found = config.architectures or ["none"]
     if found != [architecture] or config.is_causal != is_causal:
         raise ValueError(
@@ -147,7 +151,7 @@ def _states(vllm_config: VllmConfig) -> Iterable[tuple[tuple[int, ...], torch.dt
 
 @default_pooling_type(seq_pooling_type="MEAN")
 class ServedGMAModel(nn.Module):
-    """A bidirectional GMA network as an embedding model, in vLLM. `prefix` names it among vLLM's modules."""
+    """Serve a bidirectional GMA network as an embedding model. `prefix` is its name among vLLM's modules."""
 
     is_pooling_model = True
     hf_to_vllm_mapper = STACKED
@@ -169,9 +173,9 @@ class ServedGMAModel(nn.Module):
         intermediate_tensors: None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Return the last hidden states of the tokens of a step, `[T, hidden]`, whose texts are whole."""
+        """Return the last hidden states of the tokens of a step, `[T, hidden]`; a step holds whole texts only."""
         inputs_embeds = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        # vLLM describes a step to layers with slots alone, but a text begins where the positions do
+        # vLLM describes a step only to layers with slots. Here a new text begins where the positions restart
         row = positions[None]
         return self.model(
             inputs_embeds, positions, Documents(None, documents_by_positions(row, None, False, row.shape))
