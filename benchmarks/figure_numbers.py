@@ -91,8 +91,9 @@ def right(pairs: int, length: int, mixer: str, digits: int = 0) -> str:
 
 def right_elsewhere() -> str:
     """Return the share of right answers in % of 8 pairs in 512 tokens, after a training on 64."""
-    found = next(runs for runs in load("recall/recall.json") if runs[0]["label"] == "gma-30-recommended")
-    shares = (part["accuracy"] for run in found for part in run["evaluation"] if part["length"] == 512)
+    found = (run for runs in load("recall/recall.json") for run in runs if run["label"] == "gma-30-recommended")
+    trained = (run for run in found if (run["pairs"], run["length"]) == (8, 64))
+    shares = (part["accuracy"] for run in trained for part in run["evaluation"] if part["length"] == 512)
     return f"{100 * statistics.mean(shares):.0f}"
 
 

@@ -153,7 +153,7 @@ def routing_start() -> str:
 
 def recall() -> str:
     """Return the share of right answers, a row for each mixer, in words."""
-    groups, tasks = recall_groups(), ((8, 64), (16, 128), (8, 256))
+    groups, tasks = recall_groups(), ((4, 64), (8, 64), (16, 64), (16, 128), (8, 256))
     states = {runs[0]["mixer"]: runs[0]["state"] for runs in reversed(load("recall/recall.json"))}
     rows = []
     for mixer_name in dict.fromkeys(mixer for *_, mixer in groups if "," not in mixer):
