@@ -20,7 +20,7 @@ FIGURE = re.compile(
     r"(?<![\w.])(?:\d{2,}\.\d|\d\.\d{3,})(?![\w.])"
 )
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`|\]\(\S+\)", re.DOTALL | re.MULTILINE)
-FORMULAS = "serving-costs.md"  # its numbers follow from the sizes of models
+FORMULAS = "serving-costs.md"  # most of its numbers follow from the sizes of models, by formulas on the page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

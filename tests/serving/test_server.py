@@ -21,7 +21,7 @@ from gma_hf import GMAForCausalLM
 
 
 pytest.importorskip("vllm")
-PATIENCE = 1800  # seconds until a server must answer
+PATIENCE = 900  # seconds until a server must answer
 SHAKESPEARE = Path(__file__).parents[2] / "model_cards" / "gma-shakespeare"
 PROMPT = "JULIET:\n"
 LIMIT = 1024
