@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from gma_hf import GMAConfig, GMAForCausalLM
+from gma_hf.model.additions_gma import FORGET_TIME_SCALES, ForgetWeights
 from gma_hf.model.configuration_gma import OWN_FIELDS
 
 from .baselines import ROUTING, ConvolvedSoftmaxAttention, LinearAttention, mamba_like
@@ -14,10 +15,14 @@ from .recall_mixers import DeltaRule, GatedLinearAttention, NormedAttention, Unn
 
 
 class Contender(NamedTuple):
-    """The layer in the place of GMA's (None: GMA's own), and fields of its GMAConfig."""
+    """
+    The layer in the place of GMA's (None: GMA's own), fields of its GMAConfig, and the tokens in which the head that
+    forgets fastest does so at the start.
+    """
 
     layer: type[nn.Module] | None = None
     fields: dict[str, Any] = {}
+    shortest: float = FORGET_TIME_SCALES[0]
 
     @property
     def is_gma(self) -> bool:
@@ -35,6 +40,7 @@ READS = {"": {}, "-p1": {"read_exponent": 1.0}, "-learned": {"read_exponent": "l
 # linear attention
 RECOMMENDED = {name: getattr(GMAConfig.recommended(), name) for name in ROUTING} | {"num_attention_heads": 4}
 NO_FORGET = {"forget_gate": False}
+LONG = 1000.0  # `shortest` of contenders that start with forget gates which hardly forget in the rows of this task
 MAMBA = "mamba"  # Transformers' own network: see `mamba_like`
 CONTENDERS = {
     f"gma-{components}{read}": Contender(fields={"num_components": components, **fields})
@@ -52,6 +58,9 @@ CONTENDERS |= {
     "gla": Contender(GatedLinearAttention, NO_FORGET),
     "delta": Contender(DeltaRule, NO_FORGET),
     "gated-delta": Contender(DeltaRule),
+    "linear-long": Contender(LinearAttention, shortest=LONG),
+    "linear-unnormalized-long": Contender(UnnormalizedLinearAttention, shortest=LONG),
+    "gated-delta-long": Contender(DeltaRule, shortest=LONG),
     MAMBA: Contender(MambaMixer),
 }
 
@@ -84,6 +93,9 @@ def network(name: str, vocab_size: int, fields: dict[str, Any]) -> PreTrainedMod
         for index, layer in enumerate(model.base_model.layers):
             layer.attention = mixer(model.config, index)
             layer.attention.apply(model._init_weights)
+    for module in model.modules():
+        if isinstance(module, ForgetWeights):
+            module.start(CONTENDERS[name].shortest)
     return model
 
 

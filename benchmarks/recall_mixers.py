@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from gma_hf import GMAConfig
 from gma_hf.model.attention_gma import GaussianMixtureAttention, Heads, MixerOutput
@@ -27,6 +28,7 @@ from .linear_attention import elu_features, summed
 GLA_CHUNK = 16
 GLA_RANK = 16  # of the map that gives the decays
 GLA_TEMPERATURE = 16  # decays are sigmoids to the power of one over it
+GLA_TIME_SCALE = 1000.0  # tokens in which all channels forget at the start; with the usual 23 it hardly recalls
 # A decay is exp(-5) or more, so that over half a chunk, which factors are relative to, it is exp(-40) or more
 MIN_LOG_DECAY = -5.0
 DELTA_CHUNK = 32
@@ -142,6 +144,15 @@ class UnnormalizedLinearAttention(NormedAttention):
         return summed(*features, heads.values, self.config.chunk_size, heads.log_decay)
 
 
+class DecayLogits(nn.Linear):
+    """The logits of GLA's decays from a few features, which start the same for all channels."""
+
+    def start(self) -> None:
+        """Start with decays of `GLA_TIME_SCALE` tokens."""
+        decay = torch.tensor(-GLA_TEMPERATURE / GLA_TIME_SCALE, dtype=torch.float64).exp()
+        init.constant_(self.bias, decay.logit().item())
+
+
 class GatedLinearAttention(NormedAttention):
     """
     GLA: a decay for each channel of the keys, from the input by a map of low rank. Queries and keys pass through silu,
@@ -152,7 +163,7 @@ class GatedLinearAttention(NormedAttention):
         super().__init__(config, layer_idx)
         width = config.num_attention_heads * config.routing_dim
         self.decay_down = nn.Linear(config.hidden_size, GLA_RANK, bias=False)
-        self.decay_up = nn.Linear(GLA_RANK, width)
+        self.decay_up = DecayLogits(GLA_RANK, width)
 
     def mixed(self, heads: Heads, hidden_states: Tensor) -> Tensor:
         logits = self.of_heads(self.decay_up(self.decay_down(hidden_states)))

@@ -26,8 +26,8 @@ MIN_LOG_DECAY = -20.0
 # Time scales, in tokens, over which the heads of a layer forget at the start of training, shortest and longest.
 FORGET_TIME_SCALES = (8.0, 8192.0)
 # Learned read exponents of the heads of a layer at the start of training, of the last head and of the first: high ones
-# recall, and belong to the heads that forget slowly.
-READ_EXPONENTS = (0.98, 0.02)
+# recall, and belong to the heads that forget slowly; heads that start near 0 hardly take part in recall.
+READ_EXPONENTS = (0.98, 0.5)
 # silu of this is 1
 OPEN_GATE = 1.2784645427610738
 
@@ -147,9 +147,9 @@ class ShortConvolution(Addition):
 class ForgetWeights(nn.Linear):
     """The logit of the decay of each head. Its bias spreads the time scales of the heads at the start."""
 
-    def start(self) -> None:
-        """Start the bias with time scales from the shortest to the longest."""
-        shortest, longest = (math.log(tokens) for tokens in FORGET_TIME_SCALES)
+    def start(self, shortest: float = FORGET_TIME_SCALES[0]) -> None:
+        """Start the bias with time scales from the shortest, in tokens, to the longest."""
+        shortest, longest = math.log(shortest), math.log(FORGET_TIME_SCALES[1])
         time_scales = torch.linspace(shortest, longest, self.out_features).exp()
         init.copy_(self.bias, (-1 / time_scales).exp().logit())
 
