@@ -105,7 +105,6 @@ def recall() -> Figure:
     """Draw how many key-value pairs each mixer recalls, a panel for each task."""
     shown = {
         "gma-30-recommended": "GMA, recommended, K = 30",
-        "gma-64-recommended": "GMA, recommended, K = 64",
         "gma-32": "GMA, the paper's read",
         "delta": "delta rule",
         "gated-delta": "gated delta rule",

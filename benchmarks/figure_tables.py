@@ -22,17 +22,16 @@ CARDS = {  # the order in which the checkpoints are shown, and what each is for
 }
 
 RECALLERS = {  # the mixers of recall.py in words
-    "gma-32": "GMA, the paper's read, K = 32",
-    "gma-32-p1": "GMA, read exponent 1, K = 32",
     "gma-30-recommended": "GMA, recommended, K = 30",
-    "gma-64-recommended": "GMA, recommended, K = 64",
-    "softmax": "softmax attention",
-    "linear": "linear attention (elu + 1)",
+    "softmax": "softmax",
+    "linear": "linear (elu + 1)",
     "linear-unnormalized": "the same, not normalised",
-    "gla": "gated linear attention",
+    "gla": "gated linear",
     "delta": "delta rule",
     "gated-delta": "gated delta rule",
     "mamba": "Mamba",
+    "gma-32-p1": "GMA, read exponent 1, K = 32",
+    "gma-32": "GMA, the paper's read, K = 32",
 }
 
 
@@ -152,22 +151,17 @@ def routing_start() -> str:
 
 
 def recall() -> str:
-    """Return the share of right answers, a row for each mixer, in words."""
-    groups, tasks = recall_groups(), ((4, 64), (8, 64), (16, 64), (16, 128), (8, 256))
-    states = {runs[0]["mixer"]: runs[0]["state"] for runs in reversed(load("recall/recall.json"))}
-    rows = []
-    for mixer_name in dict.fromkeys(mixer for *_, mixer in groups if "," not in mixer):
-        found = [groups.get((*task, mixer_name)) for task in tasks]
-        state = "grows with the row" if mixer_name == "softmax" else f"{states[mixer_name]:,}"
-        cells = ("not run" if one is None else f"{one[0]:.1f} ({one[1]})" for one in found)
-        rows.append([RECALLERS[mixer_name], f"`{mixer_name}`", state, *cells])
-    header = [
-        "mixer",
-        "its name below",
-        "numbers kept by a layer",
-        *(f"{pairs} pairs in {length} tokens" for pairs, length in tasks),
-    ]
-    return table(header, rows)
+    """Return the share of right answers in %, a row for each task and a column for each mixer, in words."""
+    groups = {key: share for key, share in recall_groups().items() if "," not in key[2]}
+    shown = [name for name in RECALLERS if any(name == mixer_name for *_, mixer_name in groups)]
+    states = {runs[0]["mixer"]: runs[0]["state"] for runs in load("recall/recall.json")}
+    kept = ("grows" if name == "softmax" else f"{states[name]:,}" for name in shown)
+    rows = [["numbers kept by a layer", *kept]]
+    for length, pairs in sorted({(length, pairs) for pairs, length, _ in groups}):
+        found = (groups.get((pairs, length, name)) for name in shown)
+        cells = ("" if one is None else f"{one[0]:.1f}" + (f" ({one[1]})" if one[1] > 1 else "") for one in found)
+        rows.append([f"{pairs} pairs in {length} tokens", *cells])
+    return table(["", *(RECALLERS[name] for name in shown)], rows)
 
 
 def recall_all() -> str:
@@ -456,6 +450,7 @@ TABLES: dict[str, Callable[[], str]] = {
             "additions_shakespeare",
             "imdb_bytes_validation",
             "recall_prototype",
+            "recall_starts",
             "recall_trials",
             "recommended_starts",
             "gpt2_distillation",

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from gma_hf import GMAConfig, GMAForCausalLM
-from gma_hf.model.additions_gma import FORGET_TIME_SCALES, ForgetWeights
 from gma_hf.model.configuration_gma import OWN_FIELDS
 
 from .baselines import ROUTING, ConvolvedSoftmaxAttention, LinearAttention, mamba_like
@@ -16,13 +16,12 @@ from .recall_mixers import DeltaRule, GatedLinearAttention, NormedAttention, Unn
 
 class Contender(NamedTuple):
     """
-    The layer in the place of GMA's (None: GMA's own), fields of its GMAConfig, and the tokens in which the head that
-    forgets fastest does so at the start.
+    The layer in the place of GMA's (None: GMA's own), fields of its GMAConfig, and whether it starts as `shift` says.
     """
 
     layer: type[nn.Module] | None = None
     fields: dict[str, Any] = {}
-    shortest: float = FORGET_TIME_SCALES[0]
+    starts_shifted: bool = True
 
     @property
     def is_gma(self) -> bool:
@@ -40,27 +39,26 @@ READS = {"": {}, "-p1": {"read_exponent": 1.0}, "-learned": {"read_exponent": "l
 # linear attention
 RECOMMENDED = {name: getattr(GMAConfig.recommended(), name) for name in ROUTING} | {"num_attention_heads": 4}
 NO_FORGET = {"forget_gate": False}
-LONG = 1000.0  # `shortest` of contenders that start with forget gates which hardly forget in the rows of this task
+LONG = 1000.0  # tokens in which the head that forgets fastest does so at the start, see `shift`
 MAMBA = "mamba"  # Transformers' own network: see `mamba_like`
 CONTENDERS = {
     f"gma-{components}{read}": Contender(fields={"num_components": components, **fields})
     for read, fields in READS.items()
     for components in (32, 64, 128)
 }
-CONTENDERS |= {
-    f"gma-{components}-recommended": Contender(fields={"num_components": components, **RECOMMENDED})
+CONTENDERS |= {  # they shift their keys by themselves
+    f"gma-{components}-recommended": Contender(
+        fields={"num_components": components, **RECOMMENDED}, starts_shifted=False
+    )
     for components in (30, 64, 128)
 }
 CONTENDERS |= {
-    "softmax": Contender(ConvolvedSoftmaxAttention, NO_FORGET),
+    "softmax": Contender(ConvolvedSoftmaxAttention, NO_FORGET, starts_shifted=False),
     "linear": Contender(LinearAttention),
     "linear-unnormalized": Contender(UnnormalizedLinearAttention),
     "gla": Contender(GatedLinearAttention, NO_FORGET),
     "delta": Contender(DeltaRule, NO_FORGET),
     "gated-delta": Contender(DeltaRule),
-    "linear-long": Contender(LinearAttention, shortest=LONG),
-    "linear-unnormalized-long": Contender(UnnormalizedLinearAttention, shortest=LONG),
-    "gated-delta-long": Contender(DeltaRule, shortest=LONG),
     MAMBA: Contender(MambaMixer),
 }
 
@@ -89,14 +87,27 @@ def network(name: str, vocab_size: int, fields: dict[str, Any]) -> PreTrainedMod
     model = GMAForCausalLM(config_of(name, vocab_size, fields))
     if name == MAMBA:
         return mamba_like(model)
-    if (mixer := CONTENDERS[name].layer) is not None:
-        for index, layer in enumerate(model.base_model.layers):
-            layer.attention = mixer(model.config, index)
+    contender = CONTENDERS[name]
+    for index, layer in enumerate(model.base_model.layers):
+        if contender.layer is not None:
+            layer.attention = contender.layer(model.config, index)
             layer.attention.apply(model._init_weights)
-    for module in model.modules():
-        if isinstance(module, ForgetWeights):
-            module.start(CONTENDERS[name].shortest)
+        if contender.starts_shifted:
+            shift(layer.attention)
     return model
+
+
+@torch.no_grad()
+def shift(mixer: nn.Module) -> None:
+    """
+    Let queries start as the keys, and keys add that of the token before, as GMA's recommended routing does, and forget
+    gates with time scales that are longer than a row. Without it most mixers find recall late or not at all.
+    """
+    width = mixer.qkv_widths[0]
+    mixer.qkv_proj.weight[:width] = mixer.qkv_proj.weight[width : 2 * width]
+    mixer.convolution.weight[width : 2 * width, -2] = 1
+    if mixer.forget_gate is not None:
+        mixer.forget_gate.start(LONG)
 
 
 def state_size(model: PreTrainedModel, length: int) -> int:

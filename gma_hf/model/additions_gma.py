@@ -98,15 +98,22 @@ class NormalizedRouting(Addition):
 
 
 class ConvolutionWeights(nn.Module):
-    """The taps of a depthwise convolution, `[channels, W]`; with zeros it is absent."""
+    """
+    The taps of a depthwise convolution, `[channels, W]`; with zeros it is absent. At the start it is, but for channels
+    of keys that are `shifted`: they add the token before, so that what a token reads is what followed its like before.
+    """
 
-    def __init__(self, channels: int, kernel_size: int):
+    def __init__(self, channels: int, kernel_size: int, shifted: slice = slice(0)):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
+        self.shifted = shifted
 
+    @torch.no_grad()
     def start(self) -> None:
-        """Start absent."""
-        init.zeros_(self.weight)
+        """Start absent, with shifted keys."""
+        taps = torch.zeros(self.weight.shape)
+        taps[self.shifted, -2:-1] = 1
+        init.copy_(self.weight, taps)
 
     def forward(
         self, x: Tensor, is_causal: bool, documents: Documents, tail: Tensor | None, backend: str = "auto"
@@ -131,7 +138,13 @@ class ShortConvolution(Addition):
         return 2 * self.config.num_attention_heads * self.config.routing_dim + self.config.hidden_size
 
     def module(self):
-        return ConvolutionWeights(self.channels, self.config.conv_kernel_size)
+        width = self.config.num_attention_heads * self.config.routing_dim
+        shifts_keys = self.config.is_causal and self.config.normalize_routing  # which starts queries as the keys
+        shifted = slice(width, 2 * width) if shifts_keys else slice(0)
+        return ConvolutionWeights(self.channels, self.config.conv_kernel_size, shifted)
+
+    def start_without_effect(self, module):
+        init.zeros_(module.weight)
 
     def kept_shape(self):
         return (self.config.conv_kernel_size - 1, self.channels) if self.config.is_causal else None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gma_hf import GMAForCausalLM
+from gma_hf import GMAForCausalLM, GMAModel
 from gma_hf.model.additions_gma import MIN_LOG_DECAY, READ_EXPONENTS, log_forget_gate
 from gma_hf.model.convolution_gma import short_convolution
 from gma_hf.model.documents_gma import Documents
@@ -158,3 +158,15 @@ def test_with_a_mixture_rate_the_components_start_as_ever_and_learn_faster(make_
         (mixture.components().means - start.means).abs().mean().item() for mixture, start in zip(mixtures, before)
     ]
     assert moves[1] / moves[0] == pytest.approx(4, rel=1e-2)
+
+
+@pytest.mark.parametrize("style", ["causal", "bidirectional"])
+@pytest.mark.parametrize("normalize_routing", [False, True])
+def test_keys_of_causal_normalised_routing_start_with_the_token_before(make_config, style, normalize_routing):
+    config = make_config(style, conv_kernel_size=3, normalize_routing=normalize_routing, routing_dim=5)
+    attention = GMAModel(config).layers[0].attention
+    taps = torch.zeros_like(attention.convolution.weight)
+    if style == "causal" and normalize_routing:
+        width = 5 * config.num_attention_heads
+        taps[width : 2 * width, 1] = 1
+    torch.testing.assert_close(attention.convolution.weight, taps, rtol=0, atol=0)
