@@ -1,7 +1,7 @@
 """
 The numbers in the prose of README.md and docs/, each made from the JSON of a run.
 
-A number of a run stands in a sentence with its name behind it, as `83<!-- = recall_16_pairs -->`.
+A number of a run stands in a sentence with its name behind it, as `100<!-- = recall_32_pairs -->`.
 """
 
 import json
@@ -237,10 +237,18 @@ NUMBERS: dict[str, Callable[[], str]] = {
     # recall
     "recall_paper": lambda: right(8, 64, "gma-32"),
     "recall_p1": lambda: right(8, 64, "gma-32-p1"),
-    "recall_16_pairs": lambda: right(16, 128, "gma-30-recommended"),
+    "recall_16_linear": lambda: right(16, 128, "linear"),
+    "recall_32_pairs": lambda: right(32, 128, "gma-30-recommended"),
+    "recall_32_gla": lambda: right(32, 128, "gla"),
+    "recall_32_linear": lambda: right(32, 128, "linear"),
+    "recall_32_k8": lambda: right(32, 128, "gma-30-recommended, num_components = 8"),
+    "recall_32_k16": lambda: right(32, 128, "gma-30-recommended, num_components = 16"),
     "recall_512": right_elsewhere,
     "bound_again_gma": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5"),
     "bound_again_delta": lambda: right(8, 64, "gated-delta, bound_again = 0.5"),
+    "recall_32_paper": lambda: right(32, 128, "gma-30-recommended, read_exponent = 0.0"),
+    "bound_again_paper": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5, read_exponent = 0.0"),
+    "bound_again_gla": lambda: right(8, 64, "gla, bound_again = 0.5"),
     "bound_again_linear": lambda: right(8, 64, "linear, bound_again = 0.5"),
     "gated_delta_256": lambda: right(8, 256, "gated-delta"),
     # conversion

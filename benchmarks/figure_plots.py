@@ -113,7 +113,7 @@ def recall() -> Figure:
         "mamba": "Mamba",
         "softmax": "softmax (its cache grows)",
     }
-    groups, tasks = recall_groups(), ((8, 64), (16, 128), (8, 256))
+    groups, tasks = recall_groups(), ((8, 64), (16, 128), (32, 256))
     figure, axes = style.new(1, 3, (3.5, 3.3))
     for axis, (pairs, length) in zip(axes[0], tasks):
         for place, mixer in enumerate(shown):
@@ -135,7 +135,7 @@ def recall() -> Figure:
         axis.set_yticks(range(len(shown)), shown.values() if axis is axes[0][0] else [""] * len(shown))
         axis.set(ylim=(len(shown) - 0.4, -0.6), xlim=(0, 105), xlabel="right answers, %")
         axis.set_title(f"{pairs} pairs in {length} tokens", fontsize=10, fontweight="bold", loc="left")
-    figure.suptitle("With the recommended routing GMA recalls what was written once", fontweight="bold", fontsize=11)
+    figure.suptitle("Started alike, GMA and others recall what was written once", fontweight="bold", fontsize=11)
     return figure
 
 

@@ -377,7 +377,7 @@ def perplexities() -> list[Row]:
 def recalled() -> list[Row]:
     """Return the rows of recall, in % right."""
     groups, rows = recall_groups(), []
-    for pairs, length in ((16, 128), (8, 256)):
+    for pairs, length in ((16, 128), (32, 256)):
         shown = ("gma-30-recommended", "softmax", "linear", "mamba", "delta")
         found = (groups.get((pairs, length, mixer_name)) for mixer_name in shown)
         answers = ("" if one is None else f"{one[0]:.0f}" for one in found)
@@ -449,6 +449,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for name in (
             "additions_shakespeare",
             "imdb_bytes_validation",
+            "recall_before",
             "recall_prototype",
             "recall_starts",
             "recall_trials",
