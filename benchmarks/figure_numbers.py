@@ -247,7 +247,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "bound_again_gma": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5"),
     "bound_again_delta": lambda: right(8, 64, "gated-delta, bound_again = 0.5"),
     "recall_32_paper": lambda: right(32, 128, "gma-30-recommended, read_exponent = 0.0"),
-    "bound_again_paper": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5, read_exponent = 0.0"),
+    "bound_again_paper": lambda: right(8, 64, "gma-30-recommended, read_exponent = 0.0, bound_again = 0.5"),
     "bound_again_gla": lambda: right(8, 64, "gla, bound_again = 0.5"),
     "bound_again_linear": lambda: right(8, 64, "linear, bound_again = 0.5"),
     "gated_delta_256": lambda: right(8, 256, "gated-delta"),
