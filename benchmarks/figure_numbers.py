@@ -237,7 +237,6 @@ NUMBERS: dict[str, Callable[[], str]] = {
     # recall
     "recall_paper": lambda: right(8, 64, "gma-32"),
     "recall_p1": lambda: right(8, 64, "gma-32-p1"),
-    "recall_16_linear": lambda: right(16, 128, "linear"),
     "recall_32_pairs": lambda: right(32, 128, "gma-30-recommended"),
     "recall_32_gla": lambda: right(32, 128, "gla"),
     "recall_32_linear": lambda: right(32, 128, "linear"),
@@ -250,7 +249,6 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "bound_again_paper": lambda: right(8, 64, "gma-30-recommended, read_exponent = 0.0, bound_again = 0.5"),
     "bound_again_gla": lambda: right(8, 64, "gla, bound_again = 0.5"),
     "bound_again_linear": lambda: right(8, 64, "linear, bound_again = 0.5"),
-    "gated_delta_256": lambda: right(8, 256, "gated-delta"),
     # conversion
     "gpt2_converted": lambda: f"{100 * (float(load('recorded/gpt2_distillation.json')['rows'][1][2]) - 1):.0f}",
     "minilm": lambda: f"{load('../../model_cards/gma-minilm-l6/distillation.json')['rows'][-1]['spearman']:.2f}",
