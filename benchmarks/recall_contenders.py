@@ -15,9 +15,7 @@ from .recall_mixers import DeltaRule, GatedLinearAttention, NormedAttention, Unn
 
 
 class Contender(NamedTuple):
-    """
-    The layer in the place of GMA's (None: GMA's own), fields of its GMAConfig, and whether it starts as `shift` says.
-    """
+    """The layer in the place of GMA's (None: GMA's own), fields of its GMAConfig, and whether `shift` starts it."""
 
     layer: type[nn.Module] | None = None
     fields: dict[str, Any] = {}

@@ -161,3 +161,14 @@ def test_a_field_that_there_is_not_is_refused():
     assert "no_such_field" not in vars(GMAConfig())
     with pytest.raises(ValueError, match="`fields` must be of GMAConfig, but one of gma-32 is 'no_such_field'"):
         network("gma-32", 100, {"no_such_field": 1})
+
+
+@pytest.mark.parametrize("name", ["gma-32", "gma-30-recommended", "linear", "linear-unnormalized", "gla", "delta"])
+def test_contenders_start_alike(name):
+    """Queries as the keys, and keys with that of the token before added."""
+    for layer in network(name, 100, {}).base_model.layers:
+        queries, keys, _ = layer.attention.qkv_proj.weight.chunk(3)
+        assert torch.equal(queries, keys)
+        taps = torch.zeros(192, 4)
+        taps[64:128, 2] = 1
+        assert torch.equal(layer.attention.convolution.weight, taps)

@@ -113,10 +113,11 @@ def test_the_rest_of_a_half_converted_model_is_the_sources(make_source, make_inp
 
 
 @pytest.mark.parametrize("fields", [{"conv_kernel_size": 3}, {"output_gate": True}, {"mixture_rate": 4.0}], ids=str)
+@pytest.mark.parametrize("normalize_routing", [False, True])
 @torch.no_grad()
-def test_additions_start_without_an_effect(fields, make_source, make_inputs):
+def test_additions_start_without_an_effect(fields, normalize_routing, make_source, make_inputs):
     source = make_source("gpt2", "GPT2LMHeadModel")
-    options = {"num_components": 8, "calibration": batches(1)}
+    options = {"num_components": 8, "calibration": batches(1), "normalize_routing": normalize_routing}
     logits = [
         convert_checkpoint(source, **options, **more).eval()(**make_inputs("gpt2")).logits for more in (fields, {})
     ]
