@@ -5,13 +5,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed as dist
+
 from ..errors import extra, refusals
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call the main function of a recipe, or of a benchmark, with the arguments of this process."""
+    """
+    Call the main function of a recipe, or of a benchmark, with the arguments of this process.
+
+    A process that is one of several leaves its group at the end: gloo's threads may abort one that ends with it.
+    """
     with refusals(Path(sys.argv[0]).stem):
         main()
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager
