@@ -200,7 +200,8 @@ class GMAConfig(PreTrainedConfig):
         Raises:
             ValueError: for a value that is not allowed.
         """
-        self._check_values()
+        self._check_each()
+        self._check_together()
         self.validate_layer_type()
         if self.position_embedding == "none":  # libraries take the attribute for a limit
             vars(self).pop("max_position_embeddings", None)
@@ -235,7 +236,8 @@ class GMAConfig(PreTrainedConfig):
         the depth unless these projections start smaller (GPT-2)."""
         return self.initializer_range / (math.sqrt(2 * self.num_hidden_layers) if self.norm_position == "pre" else 1)
 
-    def _check_values(self) -> None:
+    def _check_each(self) -> None:
+        """Check each field for itself."""
         at_least_one = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
         at_least_one += ["num_components", "chunk_size"]
         if self.position_embedding == "learned":
@@ -263,14 +265,17 @@ class GMAConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, but it is {getattr(self, name)}.")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, but it is {getattr(self, name)!r}.")
+
+    def _check_together(self) -> None:
+        """Check what one field allows of another."""
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"`pad_token_id` must be at least 0 and less than `vocab_size`, {self.vocab_size}, but it is "
                 f"{self.pad_token_id}."
             )
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, but it is {getattr(self, name)!r}.")
         if self.routing_temperature is not None and self.variance_floor >= self.initial_variance:
             raise ValueError(
                 f"`variance_floor` must be less than the variance at the start, {self.initial_variance}, but it is "
