@@ -2,6 +2,7 @@
 Other token mixers in a GMA network, so that nothing but the mixer differs: softmax, linear attention (elu + 1;
 Katharopoulos et al., 2020) and positive orthogonal random features (Performer's FAVOR+; Choromanski et al., 2021),
 each with the additions of GMA that make sense for it, and Transformers' Mamba at the same number of parameters.
+Softmax attention with a forget gate is the Forgetting Transformer's (Lin et al., 2025).
 
 They are for training and evaluation: none keeps a cache.
 """
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from gma_hf import GMAConfig, GMAPreTrainedModel
-from gma_hf.model.additions_gma import ConvolutionWeights, OutputGate
+from gma_hf.model.additions_gma import ConvolutionWeights, ForgetWeights, OutputGate, log_forget_gate
 from gma_hf.model.attention_gma import GaussianMixtureAttention, MixerOutput
 from gma_hf.model.documents_gma import ONE_EACH, Documents
 from gma_hf.model.softmax_gma import SoftmaxAttention
@@ -79,12 +80,17 @@ class Performer(FeatureAttention):
 
 
 class ConvolvedSoftmaxAttention(SoftmaxAttention):
-    """Softmax attention with GMA's short convolution of queries, keys and values, and its output gate where asked."""
+    """
+    Softmax attention with GMA's short convolution of queries, keys and values, and where asked its output gate and its
+    forget gate: the logits of token i add the log decays of the tokens after j up to i.
+    """
 
     def __init__(self, config: GMAConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.convolution = ConvolutionWeights(3 * config.hidden_size, config.conv_kernel_size)
-        self.output_gate = nn.Linear(config.hidden_size, config.hidden_size) if config.output_gate else None
+        width, heads = config.hidden_size, config.num_attention_heads
+        self.convolution = ConvolutionWeights(3 * width, config.conv_kernel_size)
+        self.output_gate = nn.Linear(width, width) if config.output_gate else None
+        self.forget_gate = ForgetWeights(width, heads) if config.forget_gate else None
 
     def forward(self, hidden_states: torch.Tensor, documents: Documents = ONE_EACH, **kwargs: Any) -> MixerOutput:
         """Return what the layer gives for `[B, N, hidden]`."""
@@ -93,17 +99,26 @@ class ConvolvedSoftmaxAttention(SoftmaxAttention):
         query, key, value = (
             x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2) for x in projected.chunk(3, dim=-1)
         )
-        visible = None if documents.mask is None else documents.mask[:, None, None]
-        if visible is not None and self.is_causal:
-            size = visible.shape[-1]
-            visible = visible & torch.ones(size, size, dtype=torch.bool, device=visible.device).tril()
+        bias = self.bias(hidden_states, documents.mask)
         output = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, is_causal=self.is_causal and visible is None
+            query, key, value, attn_mask=bias, is_causal=self.is_causal and bias is None
         )
         output = output.transpose(1, 2).flatten(2)
         if self.output_gate is not None:
             output = OutputGate(self.config).gate(self.output_gate, output, hidden_states)
         return MixerOutput(self.o_proj(output))
+
+    def bias(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return what is added to the logits, `[B, H or 1, N or 1, N]`, or which of them count; None for nothing."""
+        visible = None if mask is None else mask[:, None, None]
+        size = hidden_states.shape[1]
+        if self.is_causal and (mask is not None or self.forget_gate is not None):
+            past = torch.ones(size, size, dtype=torch.bool, device=hidden_states.device).tril()
+            visible = past if visible is None else visible & past
+        if self.forget_gate is None:
+            return visible
+        elapsed = log_forget_gate(self.forget_gate(hidden_states), mask).cumsum(dim=-1)
+        return (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(~visible, float("-inf"))
 
 
 class Mixer(NamedTuple):
@@ -128,6 +143,7 @@ MIXERS = {
     "softmax + conv + output gate, no positions": Mixer(
         ConvolvedSoftmaxAttention, convolution=True, fields=OUTPUT | NO_POSITIONS
     ),
+    "softmax + conv + gates, no positions": Mixer(ConvolvedSoftmaxAttention, convolution=True, fields=ALL),
     "linear": Mixer(LinearAttention),
     "linear + conv": Mixer(LinearAttention, convolution=True),
     "linear + conv + gate": Mixer(LinearAttention, convolution=True, fields=FORGET),

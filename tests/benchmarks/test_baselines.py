@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from benchmarks import baselines
 from benchmarks.linear_attention import chunked
 from gma_hf import GMAConfig, GMAForCausalLM, GMAForMaskedLM
+from gma_hf.model.documents_gma import ONE_EACH
 
 
 NAMES = ["softmax", "softmax + conv", "softmax + conv + output gate", "softmax + conv + output gate, no positions"]
+NAMES += ["softmax + conv + gates, no positions"]
 NAMES += ["linear", "linear + conv", "linear + conv + gate", "linear + conv + gates, no positions"]
 NAMES += ["performer", "performer + conv", "performer + conv + gate", "performer + conv + gates, no positions"]
 NAMES += ["gma", "gma + conv", "gma + conv + gate", "gma + conv + gates, no positions", "gma, recommended"]
@@ -65,6 +67,26 @@ def test_padding_is_not_read(build, name):
 def test_parameters_are_those_of_plain_gma(build, name):
     plain = GMAForCausalLM(GMAConfig(**FIELDS)).num_parameters()
     assert build(name).num_parameters() == pytest.approx(plain, rel=0.003)
+
+
+@torch.no_grad()
+def test_softmax_that_forgets_is_a_softmax_of_decayed_exponentials(build):
+    """Token by token, as the Forgetting Transformer has it: `sum_j f_ij exp(q_i k_j) v_j` over the sum of weights."""
+    layer = build("softmax + conv + gates, no positions").double().base_model.layers[0].attention
+    x = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    projected = torch.cat([proj(x) for proj in (layer.q_proj, layer.k_proj, layer.v_proj)], dim=-1)
+    projected, _ = layer.convolution(projected, True, ONE_EACH, None)
+    query, key, value = (part.unflatten(-1, (2, 16)) for part in projected[0].chunk(3, dim=-1))
+    gate = layer.forget_gate(x)[0].sigmoid()
+    expected = torch.zeros(12, 2, 16, dtype=torch.float64)
+    for head in range(2):
+        for i in range(12):
+            weights = [
+                (query[i, head] @ key[j, head] / 4).exp() * gate[j + 1 : i + 1, head].prod() for j in range(i + 1)
+            ]
+            expected[i, head] = sum(w * value[j, head] for j, w in enumerate(weights)) / sum(weights)
+    expected = layer.o_proj(expected.flatten(1) * F.silu(layer.output_gate(x))[0])
+    assert torch.allclose(layer(x).hidden_states[0], expected)
 
 
 @pytest.mark.parametrize("with_gate", [False, True])
