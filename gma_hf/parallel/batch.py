@@ -131,20 +131,20 @@ def _check_batch(batch: dict[str, Any]) -> Tensor:
 
 def _check_same(batch: dict[str, Any], tokens: Tensor, group: dist.ProcessGroup) -> None:
     """Refuse batches that differ between ranks, such as those of a loader that gives each rank other rows."""
+    names = (*BY_TOKEN, "cu_seq_lens_q")
     sums = [tokens.new_tensor([*tokens.shape[:2]], dtype=torch.float64)]
-    for name in ("input_ids", "labels", "attention_mask", "position_ids"):
+    for name in names:
         x = batch.get(name)
-        x = tokens.new_zeros(1, dtype=torch.float64) if x is None else x.double().flatten()
+        x = tokens.new_zeros(1, dtype=torch.float64) if x is None else x.detach().double().flatten()
         sums.append((x * torch.arange(1, len(x) + 1, device=x.device).sin()).sum()[None])
-    mine = torch.cat(sums)
-    found = gather(mine, group)
-    other = [rank for rank, of_rank in enumerate(found.tolist()) if of_rank != found[0].tolist()]
-    if other:
-        raise ValueError(
-            "`batch` must be the same on all ranks that read it together, but rank 0 has "
-            f"{found[0, :2].long().tolist()} (rows, tokens) and rank {other[0]} other "
-            f"{found[other[0], :2].long().tolist()}."
-        )
+    found = gather(torch.cat(sums), group).tolist()
+    for rank, of_rank in enumerate(found):
+        differ = [name for name, mine, first in zip(("rows", "tokens", *names), of_rank, found[0]) if mine != first]
+        if differ:
+            raise ValueError(
+                f"`batch` must be the same on all ranks that read it together, but {', '.join(differ)} of rank {rank} "
+                "differ from those of rank 0."
+            )
 
 
 def _positions(documents: Any, mask: Tensor | None, tokens: Tensor) -> Tensor:

@@ -45,11 +45,24 @@ def give(case: dict, folder: Path) -> dict[str, torch.Tensor]:
     return given
 
 
+def refusal(folder: Path) -> str:
+    """What is said of a batch whose embeddings are other ones on each rank."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "causal")
+    embeddings = torch.full((1, 9, model.config.hidden_size), float(dist.get_rank()))
+    try:
+        shard_batch(model, {"inputs_embeds": embeddings})
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
+    refused = refusal(folder)
     given = [give(case, folder) for case in torch.load(folder / "cases.pt")]
     if dist.get_rank() == 0:
         torch.save(given, folder / "given.pt")
+        (folder / "refused.txt").write_text(refused)
     dist.barrier()
     dist.destroy_process_group()
 

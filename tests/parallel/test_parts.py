@@ -95,7 +95,7 @@ def check(model, case, given, objective, assert_close):
 def test_parts_are_the_whole(make_config, make_model, assert_close, run_python, tmp_path, processes):
     """
     Logits, losses, all gradients and the last state of rows whose length the number of processes does not divide,
-    padded anywhere and packed, with gradient checkpointing too.
+    padded anywhere and packed, with gradient checkpointing too. Batches that differ are refused.
     """
     script, module = load_script()
     models = {name: make_model(getattr(gma_hf, f"GMAFor{head}"), make_config(name)) for name, head in MODELS.items()}
@@ -106,3 +106,4 @@ def test_parts_are_the_whole(make_config, make_model, assert_close, run_python, 
     run_python(*LAUNCH, processes, script, tmp_path)
     for case, given in zip(cases, torch.load(tmp_path / "given.pt"), strict=True):
         check(models[case["model"]], case, given, module.objective, assert_close)
+    assert "but inputs_embeds of rank 1 differ from those of rank 0." in (tmp_path / "refused.txt").read_text()
