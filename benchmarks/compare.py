@@ -12,7 +12,7 @@ IMDB a second time, as causal networks that learn the next byte first, each with
 
     python -m benchmarks.compare --config compare-imdb-bytes-pretrained
 
-Beside the checkpoints `gma-wikitext2`, `gma-shakespeare` and `gma-imdb-bytes`, with their training:
+WikiText-2 for longer; and beside the checkpoints `gma-shakespeare` and `gma-imdb-bytes`, with their training:
 
     python -m benchmarks.compare --config compare-wikitext2-long
     python -m benchmarks.compare --config compare-shakespeare

@@ -35,7 +35,8 @@ NETWORK |= {"use_cache": False, "hidden_act": "gelu_pytorch_tanh"}  # gelu_new, 
 READS = {"": {}, "-p1": {"read_exponent": 1.0}, "-learned": {"read_exponent": "learned"}}
 # Four heads, over which exponents and time scales are spread; with 30 components the state is smaller than that of
 # linear attention
-RECOMMENDED = {name: getattr(GMAConfig.recommended(), name) for name in ROUTING} | {"num_attention_heads": 4}
+RECOMMENDED = {name: getattr(GMAConfig.recommended(), name) for name in ROUTING}
+RECOMMENDED |= {"num_attention_heads": 4, "routing_temperature": None}  # None: the config's own
 NO_FORGET = {"forget_gate": False}
 LONG = 1000.0  # tokens in which the head that forgets fastest does so at the start, see `shift`
 MAMBA = "mamba"  # Transformers' own network: see `mamba_like`
