@@ -253,6 +253,8 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "recall_32_k8": lambda: right(32, 128, "gma-30-recommended, num_components = 8"),
     "recall_32_k16": lambda: right(32, 128, "gma-30-recommended, num_components = 16"),
     "recall_512": right_elsewhere,
+    "recall_512_pairs": lambda: right(16, 512, "gma-30-recommended"),
+    "recall_512_linear": lambda: right(16, 512, "linear"),
     "bound_again_gma": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5"),
     "bound_again_delta": lambda: right(8, 64, "gated-delta, bound_again = 0.5"),
     "recall_32_paper": lambda: right(32, 128, "gma-30-recommended, read_exponent = 0.0"),

@@ -164,6 +164,16 @@ def recall() -> str:
     return table(["", *(RECALLERS[name] for name in shown)], rows)
 
 
+def needle() -> str:
+    """Return the share of right answers in % by the length of the text, of networks trained at 512 tokens."""
+    groups = [runs for runs in load("recall/recall.json") if runs[0]["settings"].get("task") == "needle"]
+    rows = {}
+    for runs in groups:
+        answers = [{str(at["length"]): 100 * at["accuracy"] for at in run["evaluation"]} for run in runs]
+        rows[RECALLERS[runs[0]["mixer"]]] = {n: statistics.mean(line[n] for line in answers) for n in answers[0]}
+    return by_length(rows, [512, 1024, 2048, 4096, 8192, 16384, 32768])
+
+
 def recall_all() -> str:
     """Return all runs of recall, as `recall.py` writes them."""
     return recall_results.table(load("recall/recall.json"))
@@ -437,6 +447,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tried_wikitext2": tried_wikitext2,
     "recall": recall,
     "recall_all": recall_all,
+    "needle": needle,
     "minilm": minilm,
     "conversion_exponent": conversion_exponent,
     "conversion_positions": conversion_positions,

@@ -22,7 +22,7 @@ LARGEST = {  # bytes of weights
     "gma-minilm-l6": 46_000_000,
     "gma-minilm-l6-4k": 49_000_000,
     "gma-shakespeare": 10_000_000,
-    "gma-wikitext2": 8_000_000,
+    "gma-wikitext2": 15_000_000,
 }
 CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir())
 
@@ -100,7 +100,7 @@ def test_wikitext_predicts_its_text_and_generates():
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0]) == text and ids.shape[1] > 1000
     with torch.no_grad():
-        assert model(ids[:, :1024], labels=ids[:, :1024]).loss < 4.9
+        assert model(ids[:, :1024], labels=ids[:, :1024]).loss < 4.4
     prompt = tokenizer(" The city was founded in", return_tensors="pt")
     cached, anew = (model.generate(**prompt, max_new_tokens=20, do_sample=False, use_cache=x) for x in (True, False))
     assert torch.equal(cached, anew)

@@ -11,9 +11,9 @@ text is github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; `tests/dat
         --eval_strategy steps --eval_steps 500 --save_strategy steps --save_steps 500 --save_total_limit 1 \
         --report_to none
 
-The checkpoint `model_cards/gma-wikitext2` (16 minutes of one core):
+The checkpoint `model_cards/gma-wikitext2` (two hours of one core; `--use_cpu` where there is no GPU):
 
-    python -m gma_hf.recipes.train_clm --config wikitext2
+    python -m gma_hf.recipes.train_clm --config wikitext2 --use_cpu True
 
 Other text: a data set of the Hub by its name, or files; another tokenizer; another architecture (`--model_type gpt2`):
 
