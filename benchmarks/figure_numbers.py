@@ -99,11 +99,11 @@ def right(pairs: int, length: int, mixer: str, digits: int = 0) -> str:
     return f"{recall_groups()[pairs, length, mixer][0]:.{digits}f}"
 
 
-def right_elsewhere() -> str:
-    """Return the share of right answers in % of 8 pairs in 512 tokens, after a training on 64."""
-    found = (run for runs in load("recall/recall.json") for run in runs if run["label"] == "gma-30-recommended")
-    trained = (run for run in found if (run["pairs"], run["length"]) == (8, 64))
-    shares = (part["accuracy"] for run in trained for part in run["evaluation"] if part["length"] == 512)
+def right_elsewhere(trained: int, asked: int, task: str | None = None) -> str:
+    """Return the share of right answers of GMA in % of 8 pairs in longer rows than it was trained on."""
+    runs = [run for runs in load("recall/recall.json") for run in runs if run["mixer"] == "gma-30-recommended"]
+    runs = [run for run in runs if (run["pairs"], run["length"], run["settings"].get("task")) == (8, trained, task)]
+    shares = (part["accuracy"] for run in runs for part in run["evaluation"] if part["length"] == asked)
     return f"{100 * statistics.mean(shares):.0f}"
 
 
@@ -252,7 +252,8 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "recall_256_linear": lambda: right(32, 256, "linear"),
     "recall_32_k8": lambda: right(32, 128, "gma-30-recommended, num_components = 8"),
     "recall_32_k16": lambda: right(32, 128, "gma-30-recommended, num_components = 16"),
-    "recall_512": right_elsewhere,
+    "recall_512": lambda: right_elsewhere(64, 512),
+    "needle_32k": lambda: right_elsewhere(512, 32768, "needle"),
     "recall_512_pairs": lambda: right(16, 512, "gma-30-recommended"),
     "recall_512_linear": lambda: right(16, 512, "linear"),
     "bound_again_gma": lambda: right(8, 64, "gma-30-recommended, bound_again = 0.5"),
