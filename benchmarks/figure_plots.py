@@ -97,7 +97,7 @@ def quality() -> Figure:
     """Draw the perplexities of all mixers under one budget."""
     rows = list(training_scores("wikitext2").items())
     best = {kind: min(statistics.mean(v) for n, v in rows if n.startswith(kind)) for kind in ("gma", "linear")}
-    message = f"The best GMA is ahead of softmax, and {best['gma'] / best['linear'] - 1:.0%} behind linear attention"
+    message = f"The best GMA is {best['gma'] / best['linear'] - 1:.0%} behind linear attention, and level with softmax"
     return style.scores(message, rows, "perplexity")
 
 

@@ -135,8 +135,12 @@ def _check_same(batch: dict[str, Any], tokens: Tensor, group: dist.ProcessGroup)
     sums = [tokens.new_tensor([*tokens.shape[:2]], dtype=torch.float64)]
     for name in names:
         x = batch.get(name)
-        x = tokens.new_zeros(1, dtype=torch.float64) if x is None else x.detach().double().flatten()
-        sums.append((x * torch.arange(1, len(x) + 1, device=x.device).sin()).sum()[None])
+        x = (
+            tokens.new_zeros(1, dtype=torch.float64)
+            if x is None
+            else x.detach().to(tokens.device, torch.float64).flatten()
+        )
+        sums.append((x * torch.arange(1, len(x) + 1, device=x.device).sin()).sum().nan_to_num()[None])
     found = gather(torch.cat(sums), group).tolist()
     for rank, of_rank in enumerate(found):
         differ = [name for name, mine, first in zip(("rows", "tokens", *names), of_rank, found[0]) if mine != first]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from gma_hf.errors import MissingExtra
 from gma_hf.recipes import classify, demo, distill, evaluate_checkpoint, stream, train_clm, train_mlm
@@ -192,3 +193,10 @@ def test_an_interrupted_training_ends_with_130(tmp_path):
         printed = process.stderr.read()
     assert process.returncode == 130
     assert printed.splitlines()[-1] == "train_clm: interrupted." and "Traceback" not in printed
+
+
+def test_a_process_leaves_its_group():
+    """Or its threads may abort the process as it ends."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    run(lambda: None)
+    assert not dist.is_initialized()
