@@ -301,6 +301,114 @@ def _new_gradients(inputs: CausalInputs) -> CausalGradients:
     )
 
 
+class _Targets(NamedTuple):
+    """Where the gradients of the tokens of a block go, `[H, B, L, d]`."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class _CausalGradient(_CausalScan):
+    """The backward, from the last block to the first."""
+
+    def __init__(self, layout: Layout, inputs: CausalInputs, epsilon: float):
+        super().__init__(layout, inputs, epsilon)
+        self.routing, self.grads = RoutingGradients(self.weights), _new_gradients(inputs)
+
+    def block(self, block: Block, chunks: _Chunks, incoming: Iterable[Tensor], targets: _Targets, after) -> Tensor:
+        """
+        Write the gradients of a block, and return that of the state before it, `[H * B, K, d_v + 1]`.
+
+        Args:
+            block, chunks: the block and what the forward made of it.
+            incoming: gradient of the output, output and normaliser of the block.
+            targets: where gradients of queries, keys and values go.
+            after: gradient of the state after the block, `[H * B, K, d_v + 1]`.
+        """
+        work, (query_gamma, key_gamma) = self.work, chunks.gamma
+        grad = grad_weighted(work, *incoming).view(chunks.values.shape)
+        grad_query, grad_key = work("grad_gamma", *chunks.gamma.shape)
+        scores = work("scores", *chunks.gamma.shape)
+        grad_affinity = self.grad_affinity(chunks, grad)
+        self.grad_reading(chunks, grad, grad_affinity, out=grad_query)
+        grad_scores(query_gamma, grad_query, out=scores[0])
+        grad_held = None if chunks.lifted is None else self.grad_held(chunks, scores[0])
+        grad_written, before = self.grad_states(chunks, grad, grad_held, after)
+        grad_total = self.grad_writing(chunks, grad_affinity, grad_held, grad_written, out=grad_key)
+        grad_scores(key_gamma, grad_key, out=scores[1])
+        self.routing.add(work, [targets.queries, targets.keys], chunks.features, scores)
+        if grad_total is not None:
+            grad_mass = None if grad_held is None else self.epsilon * grad_held.sum(-1)
+            here = _grad_log_decay(chunks, grad_query, grad_key, grad_mass, grad_total)
+            target = self.grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
+            target.copy_(here.view(target.shape))
+        targets.values.copy_(self.grad_values(chunks, grad, grad_written).view(targets.values.shape))
+        return before
+
+    def grad_affinity(self, chunks: _Chunks, grad: Tensor) -> Tensor:
+        """Gradient of the affinity, with the causal mask and decays, from that of what is read, `[chunks, C, C]`."""
+        inside = chunks.decay.inside
+        out = torch.bmm(grad, chunks.values.mT, out=self.work("grad_affinity", *chunks.affinity.shape))
+        return out.tril_() if inside is None else out.mul_(inside)
+
+    def grad_reading(self, chunks: _Chunks, grad: Tensor, grad_affinity: Tensor, out: Tensor) -> None:
+        """Gradient of the reading weights of queries, `[chunks, C, K]`."""
+        torch.bmm(grad, chunks.before.flatten(0, 1).mT, out=out)
+        if chunks.decay.read is not None:
+            out.mul_(chunks.decay.read)
+        out.baddbmm_(grad_affinity, chunks.gamma[1])
+
+    def grad_held(self, chunks: _Chunks, grad_query_scores: Tensor) -> Tensor:
+        """Gradient of what the slots hold at each token, `[chunks, C, K]`; that of the read exponent is added up."""
+        held, exponent = chunks.lifted.grad_held(self.work, grad_query_scores), self.grads.read_exponent
+        exponent.add_(chunks.lifted.grad_exponent(grad_query_scores, len(exponent)))
+        return held
+
+    def grad_states(self, chunks: _Chunks, grad: Tensor, grad_held: Tensor | None, after: Tensor):  # noqa: ANN201
+        """Gradients of what each chunk wrote, `[chunks, K, d_v + 1]`, and of the state before the block."""
+        decay, shape = chunks.decay, chunks.before.shape
+        reading = _times(chunks.gamma[0], decay.read, self.work)
+        grad_before = self.work("grad_before", *shape)
+        torch.bmm(reading.mT, grad, out=grad_before.flatten(0, 1))
+        if grad_held is not None:
+            of_mass = grad_held.sum(1) if decay.read is None else (decay.read.mT @ grad_held)[:, 0]
+            grad_before.flatten(0, 1)[..., -1].add_(of_mass)
+        out = self.work("grad_states", *shape)
+        _sum_over_chunks(decay.between.mT, grad_before, _at_edge(after, decay.last), out=out)
+        return out.flatten(0, 1), _carry_on(out[:, 0], decay.carry, 0, grad_before[:, 0])
+
+    def grad_writing(
+        self, chunks: _Chunks, grad_affinity: Tensor, grad_held: Tensor | None, grad_written: Tensor, out: Tensor
+    ) -> Tensor | None:
+        """
+        Gradient of the responsibilities of keys, `[chunks, C, K]`. Return that of the log of what a chunk carries on,
+        `[chunks]`, with a forget gate; else None.
+        """
+        decay, grad_total = chunks.decay, None
+        query_gamma, key_gamma = chunks.gamma
+        torch.bmm(chunks.values, grad_written.mT, out=out)
+        if decay.write is not None:
+            out.mul_(decay.write)
+        if self.inputs.log_decay is not None:
+            grad_carry = _dot(grad_written, chunks.before.flatten(0, 1)) * decay.carry.view(-1)
+            grad_total = grad_carry + _dot(out, key_gamma)
+        out.baddbmm_(grad_affinity.mT, query_gamma)
+        if grad_held is not None:
+            size = out.shape[1]
+            inside = self.so_far[:size, :size] if decay.inside is None else decay.inside
+            out.baddbmm_(inside.mT.expand(len(out), -1, -1), grad_held)
+        return grad_total
+
+    def grad_values(self, chunks: _Chunks, grad: Tensor, grad_written: Tensor) -> Tensor:
+        """Gradient of the values, `[chunks, C, d_v]`."""
+        width = grad.shape[-1] - 1
+        out = self.work("grad_values", *grad.shape[:2], width)
+        torch.bmm(chunks.affinity.mT, grad[..., :width], out=out)
+        writing = _times(chunks.gamma[1], chunks.decay.write, self.work)
+        return out.baddbmm_(writing, grad_written[..., :width])
+
+
 def _backward(
     grad_output: Tensor,
     grad_state: Tensor,
@@ -311,62 +419,14 @@ def _backward(
     keep: bool,
 ) -> CausalGradients:
     layout = _layout(inputs.queries, chunk_size, keep)
-    scan = _CausalScan(layout, inputs, epsilon)
-    work, routing, grads = scan.work, RoutingGradients(scan.weights), _new_gradients(inputs)
-    width = inputs.values.shape[-1]
-    tensors = (grad_output, results.output, results.normaliser, grads.queries, grads.keys, grads.values)
-    pieces = zip(layout.blocks(), results.states, *(layout.cut(x.transpose(0, 1)) for x in tensors))
+    scan = _CausalGradient(layout, inputs, epsilon)
+    grads, routing = scan.grads, scan.routing
+    of_tokens = (grad_output, results.output, results.normaliser, grads.queries, grads.keys, grads.values)
+    pieces = zip(layout.blocks(), results.states, *(layout.cut(x.transpose(0, 1)) for x in of_tokens))
     running = rows_first(grad_state)  # gradient of the state after the block at hand
-    for block, state, *incoming, query_target, key_target, value_target in reversed(list(pieces)):
-        c = scan.chunks(block, state, results.kept, is_filled=True)
-        grad = grad_weighted(work, *incoming).view(c.values.shape)
-
-        query_gamma, key_gamma = c.gamma
-        before = c.before.flatten(0, 1)
-        grad_query, grad_key = work("grad_gamma", *c.gamma.shape)
-        grad_query_scores, grad_key_scores = scores = work("scores", *c.gamma.shape)
-
-        grad_affinity = torch.bmm(grad, c.values.mT, out=work("grad_affinity", *c.affinity.shape))
-        grad_affinity.tril_() if c.decay.inside is None else grad_affinity.mul_(c.decay.inside)
-        torch.bmm(grad, before.mT, out=grad_query)
-        if c.decay.read is not None:
-            grad_query.mul_(c.decay.read)
-        grad_query.baddbmm_(grad_affinity, key_gamma)
-        grad_scores(query_gamma, grad_query, out=grad_query_scores)
-
-        reading = _times(query_gamma, c.decay.read, work)
-        grad_before = torch.bmm(reading.mT, grad, out=work("grad_before", *before.shape)).view(c.before.shape)
-        if c.lifted is not None:
-            grad_held = c.lifted.grad_held(work, grad_query_scores)
-            grads.read_exponent.add_(c.lifted.grad_exponent(grad_query_scores, len(grads.read_exponent)))
-            of_mass = grad_held.sum(1) if c.decay.read is None else (c.decay.read.mT @ grad_held)[:, 0]
-            grad_before.flatten(0, 1)[..., -1].add_(of_mass)
-        grad_states = work("grad_states", *c.before.shape)
-        _sum_over_chunks(c.decay.between.mT, grad_before, _at_edge(running, c.decay.last), out=grad_states)
-        running = _carry_on(grad_states[:, 0], c.decay.carry, 0, grad_before[:, 0])
-
-        grad_written = grad_states.flatten(0, 1)
-        torch.bmm(c.values, grad_written.mT, out=grad_key)
-        if c.decay.write is not None:
-            grad_key.mul_(c.decay.write)
-        if inputs.log_decay is not None:
-            grad_carry = _dot(grad_written, before) * c.decay.carry.view(-1)
-            grad_total = grad_carry + _dot(grad_key, key_gamma)
-        grad_key.baddbmm_(grad_affinity.mT, query_gamma)
-        if c.lifted is not None:
-            inside = scan.so_far[: block.size, : block.size] if c.decay.inside is None else c.decay.inside
-            grad_key.baddbmm_(inside.mT.expand(len(grad_key), -1, -1), grad_held)
-        grad_scores(key_gamma, grad_key, out=grad_key_scores)
-        routing.add(work, [query_target, key_target], c.features, scores)
-        if inputs.log_decay is not None:
-            grad_mass = None if c.lifted is None else epsilon * grad_held.sum(-1)
-            here = _grad_log_decay(c, grad_query, grad_key, grad_mass, grad_total)
-            target = grads.log_decay.transpose(0, 1)[:, :, block.start : block.stop]
-            target.copy_(here.view(target.shape))
-
-        here = torch.bmm(c.affinity.mT, grad[..., :width], out=work("grad_values", *grad.shape[:2], width))
-        writing = _times(key_gamma, c.decay.write, work)
-        value_target.copy_(here.baddbmm_(writing, grad_written[..., :width]).view(value_target.shape))
+    for block, state, *tensors in reversed(list(pieces)):
+        chunks = scan.chunks(block, state, results.kept, is_filled=True)
+        running = scan.block(block, chunks, tensors[:3], _Targets(*tensors[3:]), running)
     return grads._replace(
         weights=routing.weights.view(inputs.weights.shape),
         constant=routing.constant.view(inputs.constant.shape),
