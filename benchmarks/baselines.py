@@ -127,7 +127,13 @@ class Mixer(NamedTuple):
     layer: type[nn.Module] | None = None
     convolution: bool = False  # of queries, keys and values
     fields: dict[str, Any] = {}
+    encoder_fields: dict[str, Any] | None = None  # in an encoder, where they are others
     softmax_layers: float = 0.0  # share of the layers that are softmax, the last of each group
+
+    @property
+    def suits_encoders(self) -> bool:
+        """Return whether it is the same in an encoder, or said what it is there: it has no forget gate."""
+        return self.encoder_fields is not None or not self.fields.get("forget_gate")
 
 
 FORGET = {"forget_gate": True}
@@ -135,7 +141,7 @@ OUTPUT = {"output_gate": True}
 NO_POSITIONS = {"position_embedding": "none"}
 ALL = FORGET | OUTPUT | NO_POSITIONS
 ROUTING = ("normalize_routing", "mixture_rate", "read_exponent")
-RECOMMENDED = ALL | {name: getattr(GMAConfig.recommended(), name) for name in ROUTING}
+RECOMMENDED = OUTPUT | {name: getattr(GMAConfig.recommended(), name) for name in ROUTING}
 MIXERS = {
     "softmax": Mixer(softmax_layers=1),
     "softmax + conv": Mixer(ConvolvedSoftmaxAttention, convolution=True),
@@ -147,6 +153,7 @@ MIXERS = {
     "linear": Mixer(LinearAttention),
     "linear + conv": Mixer(LinearAttention, convolution=True),
     "linear + conv + gate": Mixer(LinearAttention, convolution=True, fields=FORGET),
+    "linear + conv + output gate": Mixer(LinearAttention, convolution=True, fields=OUTPUT),
     "linear + conv + gates, no positions": Mixer(LinearAttention, convolution=True, fields=ALL),
     "performer": Mixer(Performer),
     "performer + conv": Mixer(Performer, convolution=True),
@@ -156,7 +163,7 @@ MIXERS = {
     "gma + conv": Mixer(convolution=True),
     "gma + conv + gate": Mixer(convolution=True, fields=FORGET),
     "gma + conv + gates, no positions": Mixer(convolution=True, fields=ALL),
-    "gma, recommended": Mixer(convolution=True, fields=RECOMMENDED),
+    "gma, recommended": Mixer(convolution=True, fields=ALL | RECOMMENDED, encoder_fields=RECOMMENDED),
     "hybrid": Mixer(convolution=True, fields=FORGET | OUTPUT, softmax_layers=0.25),
     "hybrid, no positions": Mixer(convolution=True, fields=ALL, softmax_layers=0.25),
 }
@@ -197,8 +204,9 @@ def with_mixer(
 ) -> GMAPreTrainedModel:
     """A model with this mixer."""
     extra = mixer.fields
-    if not fields.get("is_causal", True):  # no gate there, and a centred convolution
-        extra, conv_kernel_size = extra | {"forget_gate": False}, 3
+    if not fields.get("is_causal", True):  # no forget gate there, and a centred convolution
+        extra = extra | {"forget_gate": False} if mixer.encoder_fields is None else mixer.encoder_fields
+        conv_kernel_size = 3
     if mixer.convolution:
         extra = extra | {"conv_kernel_size": conv_kernel_size}
     layers = fields["num_hidden_layers"]

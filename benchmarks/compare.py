@@ -109,8 +109,8 @@ class CompareArguments:
         known = list(MIXERS)
         if self.task == "causal_lm":
             known.append("mamba")
-        if self.task == "classification":  # an encoder has no forget gate
-            known = [name for name in MIXERS if not MIXERS[name].fields.get("forget_gate")]
+        if self.task == "classification":
+            known = [name for name in MIXERS if MIXERS[name].suits_encoders]
         self.mixers = known if self.mixers is None else self.mixers
         for mixer in self.mixers:
             if mixer not in known:

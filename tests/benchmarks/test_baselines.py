@@ -12,7 +12,8 @@ from gma_hf.model.documents_gma import ONE_EACH
 
 NAMES = ["softmax", "softmax + conv", "softmax + conv + output gate", "softmax + conv + output gate, no positions"]
 NAMES += ["softmax + conv + gates, no positions"]
-NAMES += ["linear", "linear + conv", "linear + conv + gate", "linear + conv + gates, no positions"]
+NAMES += ["linear", "linear + conv", "linear + conv + gate", "linear + conv + output gate"]
+NAMES += ["linear + conv + gates, no positions"]
 NAMES += ["performer", "performer + conv", "performer + conv + gate", "performer + conv + gates, no positions"]
 NAMES += ["gma", "gma + conv", "gma + conv + gate", "gma + conv + gates, no positions", "gma, recommended"]
 NAMES += ["hybrid", "hybrid, no positions", "mamba"]
@@ -67,6 +68,16 @@ def test_padding_is_not_read(build, name):
 def test_parameters_are_those_of_plain_gma(build, name):
     plain = GMAForCausalLM(GMAConfig(**FIELDS)).num_parameters()
     assert build(name).num_parameters() == pytest.approx(plain, rel=0.003)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_the_recommended_contender_is_the_recommended_config(is_causal):
+    fields = FIELDS if is_causal else BIDIRECTIONAL
+    config = baselines.build(GMAForCausalLM if is_causal else GMAForMaskedLM, "gma, recommended", fields).config
+    expected = GMAConfig.recommended(**fields)
+    names = ("normalize_routing", "mixture_rate", "read_exponent", "output_gate", "forget_gate", "conv_kernel_size")
+    names += ("position_embedding", "is_causal", "norm_position", "routing_temperature")
+    assert {name: getattr(config, name) for name in names} == {name: getattr(expected, name) for name in names}
 
 
 @torch.no_grad()
