@@ -53,6 +53,7 @@ from .baselines import MIXERS, build
 from .compare_cost import Costs, measure
 from .compare_results import Results, finished, write
 from .compare_tasks import TASKS, Task
+from .mamba_scan import fast_scan
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -252,6 +253,7 @@ def check_settings(args: CompareArguments, *others: TokenizerArguments | Classif
     path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
+@fast_scan()
 def train_all(args: CompareArguments, task: Task) -> None:
     """Train each mixer at each rate for the steps of the tuning, then with each seed at the rate that was best."""
     for mixer in args.mixers:

@@ -24,6 +24,7 @@ from gma_hf.recipes.running import run
 
 from .baselines import MIXERS, build
 from .harness import machine
+from .mamba_scan import fast_scan
 from .memory import PeakMemory
 
 
@@ -73,6 +74,7 @@ class TrainingStep:
             torch.accelerator.synchronize()
 
 
+@fast_scan()
 def measure(
     models: dict[str, PreTrainedModel],
     batches: list[dict[str, torch.Tensor]],

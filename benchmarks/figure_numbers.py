@@ -83,6 +83,11 @@ def longer() -> str:
     return f"{read[1] / read[0]:.1f}"
 
 
+def longest(mixer: str) -> list[float]:
+    """Return the perplexities of a mixer by seed after the long training on WikiText-2."""
+    return training_scores("wikitext2-long")[mixer]
+
+
 def seed_of_gma(seed: int) -> str:
     """Return the perplexity of one seed of the best GMA of that comparison."""
     return f"{training_scores('wikitext2')['gma' + ADDED][seed]:.1f}"

@@ -28,9 +28,9 @@ from gma_hf.recipes.arguments import as_on_command_line, json_fields, parse
 from gma_hf.recipes.running import run
 
 from .harness import machine
+from .mamba_scan import fast_scan
 from .recall_contenders import CONTENDERS, config_of, network, state_size
 from .recall_data import Needle, Recall
-from .recall_mamba import fast_scan
 from .recall_results import write
 from .recall_training import ask, train
 

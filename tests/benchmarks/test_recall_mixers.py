@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.linear_attention import summed
+from benchmarks.mamba_scan import fast_scan
 from benchmarks.recall_contenders import CONTENDERS, network, state_size
 from benchmarks.recall_data import Recall
-from benchmarks.recall_mamba import fast_scan
 from benchmarks.recall_mixers import MIN_LOG_DECAY, delta, gated_linear
 from benchmarks.recall_training import answers
 from gma_hf import GMAConfig
