@@ -17,6 +17,7 @@ from .figure_data import RESULTS, ROOT, load, parameters_in, recall_groups, trai
 BOTH = "forward + backward"
 ADDED = " + conv + gates, no positions"
 SOFTMAX = "softmax + conv + output gate, no positions"
+RECOMMENDED = "gma, recommended"
 TURNS = ": time per token over GMA's in the same turns"
 GPT2, PREALLOCATED, LINEAR = "GPT-2" + TURNS, "GPT-2, preallocated cache" + TURNS, "linear (elu + 1)" + TURNS
 ITSELF = "GMA's time per token over that at the shortest context"
@@ -83,9 +84,22 @@ def longer() -> str:
     return f"{read[1] / read[0]:.1f}"
 
 
-def longest(mixer: str) -> list[float]:
-    """Return the perplexities of a mixer by seed after the long training on WikiText-2."""
-    return training_scores("wikitext2-long")[mixer]
+def after_longer(mixer: str) -> float:
+    """Return the mean perplexity of a mixer after the long training on WikiText-2."""
+    return statistics.mean(training_scores("wikitext2-long")[mixer])
+
+
+def long_curve(mixer: str, rate: float = 8e-3) -> list[float]:
+    """Return the losses in nats over the long training on WikiText-2 at a rate, each of 150 steps, with seed 0."""
+    paths = (RESULTS / "trainings/wikitext2-long/runs").glob("*.json")
+    runs = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    run = next(run for run in runs if (run["mixer"], run["learning_rate"], run["seed"]) == (mixer, rate, 0))
+    return [loss for _, loss in run["curve"]]
+
+
+def behind_on_the_way() -> list[float]:
+    """Return by how many nats GMA is behind linear attention over that training."""
+    return [one - other for one, other in zip(long_curve(RECOMMENDED), long_curve("linear" + ADDED))]
 
 
 def seed_of_gma(seed: int) -> str:
@@ -223,6 +237,14 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "ahead_of_softmax": lambda: less(perplexity("gma" + ADDED), perplexity(SOFTMAX)),
     "recommended": recommended,
     "longer": longer,
+    "longer_ahead": lambda: f"{100 * (1 - after_longer(RECOMMENDED) / after_longer('linear' + ADDED)):.1f}",
+    "longer_behind_mamba": lambda: more(after_longer(RECOMMENDED), after_longer("mamba")),
+    "longer_gma_slower": lambda: f"{long_curve(RECOMMENDED, 4e-3)[-1]:.2f}",
+    "longer_gma": lambda: f"{long_curve(RECOMMENDED)[-1]:.2f}",
+    "longer_linear_slower": lambda: f"{long_curve('linear' + ADDED, 4e-3)[-1]:.2f}",
+    "longer_linear": lambda: f"{long_curve('linear' + ADDED)[-1]:.2f}",
+    "longer_gap": lambda: f"{max(behind_on_the_way()):.2f}",
+    "longer_gap_last": lambda: f"{behind_on_the_way()[-1]:.3f}",
     "linear_late_forgetting": late_forgetting,
     "plain": lambda: f"{perplexity('gma'):.1f}",
     "with_convolution": lambda: f"{perplexity('gma + conv'):.1f}",

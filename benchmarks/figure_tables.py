@@ -474,6 +474,7 @@ TABLES: dict[str, Callable[[], str]] = {
             "gpt2_distillation",
             "minilm_half_distillation",
             "minilm_start",
+            "wikitext2_longer",
             "wikitext2_rates",
         )
     },
