@@ -132,7 +132,7 @@ class Mixer(NamedTuple):
 
     @property
     def suits_encoders(self) -> bool:
-        """Return whether it is the same in an encoder, or said what it is there: it has no forget gate."""
+        """Return whether it can stand in an encoder, which has no forget gate, under the same name."""
         return self.encoder_fields is not None or not self.fields.get("forget_gate")
 
 

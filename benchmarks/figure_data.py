@@ -32,6 +32,11 @@ def training_scores(folder: str) -> dict[str, list[float]]:
     return compare_results.scores_of(load(f"trainings/{folder}/results.json"))[1]
 
 
+def curve(name: str) -> dict[int, float]:
+    """Return the training loss of a run in nats, each the mean since the one before, by step; `name` as of `load`."""
+    return dict(load(name)["curve"])
+
+
 def recall_groups() -> dict[tuple[int, int, str], tuple[float, int]]:
     """Return the share of right answers in % and the number of seeds, by pairs, tokens and label of the mixer."""
     found = {}

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 from huggingface_hub import ModelCard
 
-from .figure_data import RESULTS, ROOT, load, parameters_in, recall_groups, training_scores
+from .figure_data import RESULTS, ROOT, curve, load, parameters_in, recall_groups, training_scores
 
 
 BOTH = "forward + backward"
 ADDED = " + conv + gates, no positions"
 SOFTMAX = "softmax + conv + output gate, no positions"
 RECOMMENDED = "gma, recommended"
+LONG_RUNS = ("gma-recommended", "linear+conv+gates-nopositions")
 TURNS = ": time per token over GMA's in the same turns"
 GPT2, PREALLOCATED, LINEAR = "GPT-2" + TURNS, "GPT-2, preallocated cache" + TURNS, "linear (elu + 1)" + TURNS
 ITSELF = "GMA's time per token over that at the shortest context"
@@ -89,17 +90,15 @@ def after_longer(mixer: str) -> float:
     return statistics.mean(training_scores("wikitext2-long")[mixer])
 
 
-def long_curve(mixer: str, rate: float = 8e-3) -> list[float]:
-    """Return the losses in nats over the long training on WikiText-2 at a rate, each of 150 steps, with seed 0."""
-    paths = (RESULTS / "trainings/wikitext2-long/runs").glob("*.json")
-    runs = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-    run = next(run for run in runs if (run["mixer"], run["learning_rate"], run["seed"]) == (mixer, rate, 0))
-    return [loss for _, loss in run["curve"]]
+def last_loss(mixer: str, rate: str) -> float:
+    """Return the loss in nats of the last steps of the long training on WikiText-2 at a rate, with the first seed."""
+    return list(curve(f"trainings/wikitext2-long/runs/{mixer}-{rate}-0-3000.json").values())[-1]
 
 
 def behind_on_the_way() -> list[float]:
     """Return by how many nats GMA is behind linear attention over that training."""
-    return [one - other for one, other in zip(long_curve(RECOMMENDED), long_curve("linear" + ADDED))]
+    of_gma, of_linear = (curve(f"trainings/wikitext2-long/runs/{name}-0.008-0-3000.json") for name in LONG_RUNS)
+    return [of_gma[step] - of_linear[step] for step in of_gma]
 
 
 def seed_of_gma(seed: int) -> str:
@@ -239,10 +238,10 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "longer": longer,
     "longer_ahead": lambda: f"{100 * (1 - after_longer(RECOMMENDED) / after_longer('linear' + ADDED)):.1f}",
     "longer_behind_mamba": lambda: more(after_longer(RECOMMENDED), after_longer("mamba")),
-    "longer_gma_slower": lambda: f"{long_curve(RECOMMENDED, 4e-3)[-1]:.2f}",
-    "longer_gma": lambda: f"{long_curve(RECOMMENDED)[-1]:.2f}",
-    "longer_linear_slower": lambda: f"{long_curve('linear' + ADDED, 4e-3)[-1]:.2f}",
-    "longer_linear": lambda: f"{long_curve('linear' + ADDED)[-1]:.2f}",
+    "longer_gma_slower": lambda: f"{last_loss(LONG_RUNS[0], '0.004'):.2f}",
+    "longer_gma": lambda: f"{last_loss(LONG_RUNS[0], '0.008'):.2f}",
+    "longer_linear_slower": lambda: f"{last_loss(LONG_RUNS[1], '0.004'):.2f}",
+    "longer_linear": lambda: f"{last_loss(LONG_RUNS[1], '0.008'):.2f}",
     "longer_gap": lambda: f"{max(behind_on_the_way()):.2f}",
     "longer_gap_last": lambda: f"{behind_on_the_way()[-1]:.3f}",
     "linear_late_forgetting": late_forgetting,

@@ -8,7 +8,7 @@ from functools import partial
 from huggingface_hub import ModelCard
 
 from . import compare_results, recall_results
-from .figure_data import RESULTS, ROOT, load, parameters_in, recall_groups, training_scores
+from .figure_data import RESULTS, ROOT, curve, load, parameters_in, recall_groups, training_scores
 
 
 Row = Iterable[str]
@@ -177,6 +177,22 @@ def needle() -> str:
 def recall_all() -> str:
     """Return all runs of recall, as `recall.py` writes them."""
     return recall_results.table(load("recall/recall.json"))
+
+
+def tried_longer() -> str:
+    """Return how the loss falls over the long training on WikiText-2, with what was tried against a slow start."""
+    folder, steps = "trainings/wikitext2-long", (450, 900, 1500, 3000)
+    curves = {
+        "`GMAConfig.recommended`": f"{folder}/runs/gma-recommended-0.008-0-3000.json",
+        "the same, the mixture at the rate of the rest (broken off)": "recorded/wikitext2_mixture_rate.json",
+        "the same, routing width 16 instead of 32": f"{folder}/tried/width16-0.008-0-3000.json",
+        "linear attention with the same additions": f"{folder}/runs/linear+conv+gates-nopositions-0.008-0-3000.json",
+    }
+    rows = (
+        [name, *(f"{curve(file)[step]:.3f}" if step in curve(file) else "" for step in steps)]
+        for name, file in curves.items()
+    )
+    return table(["training loss, nats, up to step", *(f"{step:,}" for step in steps)], rows)
 
 
 def tried_wikitext2() -> str:
@@ -449,6 +465,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "imdb_bytes_long": partial(comparison, "imdb-bytes-long"),
     "routing_start": routing_start,
     "tried_wikitext2": tried_wikitext2,
+    "tried_longer": tried_longer,
     "recall": recall,
     "recall_all": recall_all,
     "needle": needle,
@@ -474,7 +491,6 @@ TABLES: dict[str, Callable[[], str]] = {
             "gpt2_distillation",
             "minilm_half_distillation",
             "minilm_start",
-            "wikitext2_longer",
             "wikitext2_rates",
         )
     },

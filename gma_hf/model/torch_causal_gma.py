@@ -316,7 +316,9 @@ class _CausalGradient(_CausalScan):
         super().__init__(layout, inputs, epsilon)
         self.routing, self.grads = RoutingGradients(self.weights), _new_gradients(inputs)
 
-    def block(self, block: Block, chunks: _Chunks, incoming: Iterable[Tensor], targets: _Targets, after) -> Tensor:
+    def block(
+        self, block: Block, chunks: _Chunks, incoming: Iterable[Tensor], targets: _Targets, after: Tensor
+    ) -> Tensor:
         """
         Write the gradients of a block, and return that of the state before it, `[H * B, K, d_v + 1]`.
 
@@ -365,7 +367,9 @@ class _CausalGradient(_CausalScan):
         exponent.add_(chunks.lifted.grad_exponent(grad_query_scores, len(exponent)))
         return held
 
-    def grad_states(self, chunks: _Chunks, grad: Tensor, grad_held: Tensor | None, after: Tensor):  # noqa: ANN201
+    def grad_states(
+        self, chunks: _Chunks, grad: Tensor, grad_held: Tensor | None, after: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of what each chunk wrote, `[chunks, K, d_v + 1]`, and of the state before the block."""
         decay, shape = chunks.decay, chunks.before.shape
         reading = _times(chunks.gamma[0], decay.read, self.work)
